@@ -1,0 +1,62 @@
+"""Model dememorization in JAX: protect data, unlearn it, audit the forgetting and certify its depth."""
+
+import importlib
+from typing import Any
+
+from dememo_jax import (
+    audit,
+    augment,
+    bounds,
+    certify,
+    data,
+    errors,
+    evaluate,
+    keys,
+    loop,
+    losses,
+    mesh,
+    models,
+    montecarlo,
+    nets,
+    projected,
+    protect,
+    train,
+    tree,
+    types,
+    unlearn,
+)
+
+__version__ = "0.1.0"
+
+_DOORS = ("checkpoint", "report", "sources")  # disk, clock and network: opened when first named
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOORS:
+        return importlib.import_module(f"dememo_jax.{name}")
+    raise AttributeError(f"module 'dememo_jax' has no attribute {name!r}")
+
+
+__all__ = [
+    "audit",
+    "augment",
+    "bounds",
+    "certify",
+    "data",
+    "errors",
+    "evaluate",
+    "keys",
+    "loop",
+    "losses",
+    "mesh",
+    "models",
+    "montecarlo",
+    "nets",
+    "projected",
+    "protect",
+    "train",
+    "tree",
+    "types",
+    "unlearn",
+    *_DOORS,
+]

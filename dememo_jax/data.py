@@ -1,0 +1,118 @@
+"""Pure operations on `Dataset`: make, take, draw batches, join a perturbation, name the sets of the paper.
+
+Masks `[N]` say which examples take part. They are arrays, so one compiled program serves every mask of one length.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax.errors import require
+from dememo_jax.types import Array, Dataset, Key, Perturbation
+
+
+def make(x, y) -> Dataset:
+    """A full set from images [N, ...] (uint8, or float in [0, 1]) and integer labels [N]."""
+    x = jnp.asarray(x)
+    x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+    return Dataset(x, jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+
+
+def take(data: Dataset, at: Array) -> Dataset:
+    """The examples at positions `at` [B]."""
+    return Dataset(*(jnp.take(part, at, axis=0) for part in data))
+
+
+def select(data: Dataset, mask) -> Dataset:
+    """The examples where `mask` [N]; on concrete arrays only, since the length depends on the mask."""
+    return take(data, jnp.asarray(np.flatnonzero(np.asarray(mask))))
+
+
+def perturb(data: Dataset, perturbation: Perturbation | None) -> Dataset:
+    """Join data with the noise of its examples: clip(x + delta[row], 0, 1) where the mask says so.
+
+    The sign of the noise is kept. (The published code drops all negative noise when it writes the images.)
+    """
+    if perturbation is None:
+        return data
+    delta = perturbation.delta[perturbation.row[data.index]]
+    mask = perturbation.mask[data.index].reshape(-1, *[1] * (data.x.ndim - 1))
+    return data._replace(x=jnp.where(mask, jnp.clip(data.x + delta, 0.0, 1.0), data.x))
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def uniform(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array | None = None) -> Dataset:
+    """A batch of independent draws, with replacement, from the examples where `mask`."""
+    key = jax.random.fold_in(key, step)
+    if mask is None:
+        return take(data, jax.random.randint(key, (batch,), 0, len(data.y)))
+    order, count = _members(mask)
+    return take(data, order[jax.random.randint(key, (batch,), 0, count)])
+
+
+def shuffled(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array | None = None) -> Dataset:
+    """Batch number `step` of shuffled passes over the examples where `mask`.
+
+    A pass has ceil(count / batch) batches, each pass has a shuffle of its own; the last batch is filled up from the
+    start of its pass, and a set smaller than a batch repeats within it.
+    """
+    mask = jnp.ones(len(data.y), bool) if mask is None else mask
+    count = mask.sum()
+    per_pass = -(-count // batch)
+    noise = jax.random.uniform(jax.random.fold_in(key, step // per_pass), mask.shape)
+    order = jnp.argsort(jnp.where(mask, noise, jnp.inf))
+    return take(data, order[((step % per_pass) * batch + jnp.arange(batch)) % count])
+
+
+def _members(mask: Array) -> tuple[Array, Array]:
+    """Positions of the examples where `mask`, packed at the front, and how many there are."""
+    return jnp.argsort(~mask, stable=True), mask.sum()
+
+
+def steps(count: int, batch: int, epochs: int) -> int:
+    """How many steps `epochs` shuffled passes over `count` examples take."""
+    return math.ceil(count / batch) * epochs
+
+
+def blocks(count: int, batch: int) -> np.ndarray:
+    """Positions [n, batch] that go once over 0..count-1 in order; the last row repeats the last position."""
+    rows = math.ceil(count / batch)
+    return np.minimum(np.arange(rows * batch), count - 1).reshape(rows, batch).astype(np.int32)
+
+
+# --- masks -------------------------------------------------------------------------------------------------------
+
+
+def of_classes(labels, classes: Sequence[int]) -> np.ndarray:
+    """Mask [N] of the examples of the given classes; BadInput names a class that no example has."""
+    labels = np.asarray(labels)
+    missing = sorted(set(classes) - set(np.unique(labels).tolist()))
+    require(not missing, f"class {missing[:1]} does not exist: labels run from {labels.min()} to {labels.max()}")
+    return np.isin(labels, list(classes))
+
+
+def share_of(key: Key, mask, labels, share: float) -> np.ndarray:
+    """A random `share` in (0, 1] of the masked examples of every class, rounded to the nearest count."""
+    require(0.0 < share <= 1.0, f"share must lie in (0, 1], got {share}")
+    labels, mask = np.asarray(labels), np.asarray(mask)
+    order = np.asarray(jax.random.permutation(key, len(labels)))
+    chosen = np.zeros_like(mask)
+    for label in np.unique(labels[mask]):
+        members = order[(mask & (labels == label))[order]]
+        chosen[members[: round(share * len(members))]] = True
+    return chosen
+
+
+def check_forget(mask, count: int) -> np.ndarray:
+    """`mask` as bool [count], or BadInput when it is empty, covers everything, or has another length."""
+    mask = np.asarray(mask)
+    require(mask.shape == (count,), f"a forget mask must have one entry an example, [{count}]; got {mask.shape}")
+    require(mask.dtype == bool, f"a forget mask must be boolean, got {mask.dtype}")
+    require(mask.any(), "the forget set is empty: name at least one example to forget")
+    require(not mask.all(), "the forget set covers all data: nothing would be left to retain")
+    return mask

@@ -1,0 +1,55 @@
+"""Logits and accuracies of a frozen network over a whole set, in image batches that fit in memory."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax import losses, models
+from dememo_jax.errors import require
+from dememo_jax.types import Apply, Array, Dataset, Params
+
+BATCH = 256  # convolutions on CPU are fastest at a few hundred images
+
+
+def logits(apply: Apply, params: Params, x: Array, *, batch: int = BATCH) -> Array:
+    """Logits [N, K] of images [N, ...], `batch` at a time."""
+    return _logits(models.as_apply(apply), params, jnp.asarray(x), batch=batch)
+
+
+@partial(jax.jit, static_argnames="batch")
+def _logits(apply, params, x, *, batch):
+    whole = len(x) // batch * batch
+    if whole == 0:
+        return apply(params, x)
+    parts = jax.lax.map(lambda part: apply(params, part), x[:whole].reshape(-1, batch, *x.shape[1:]))
+    parts = parts.reshape(whole, *parts.shape[2:])
+    return parts if whole == len(x) else jnp.concatenate([parts, apply(params, x[whole:])])
+
+
+def correct(apply: Apply, params: Params, data: Dataset, *, batch: int = BATCH) -> Array:
+    """1.0 where the network is right, [N]."""
+    return losses.correct(logits(apply, params, data.x, batch=batch), data.y)
+
+
+def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int = BATCH) -> Array:
+    """Share of examples that the network gets right."""
+    return correct(apply, params, data, batch=batch).mean()
+
+
+def group_accuracy(apply: Apply, params: Params, data: tuple[Dataset, Array], *, batch: int = BATCH) -> Array:
+    """Accuracy [G] over each of the masks [G, N] that come with the data: one pass for all groups."""
+    examples, masks = data
+    right = correct(apply, params, examples, batch=batch)
+    return jnp.where(masks, right, 0.0).sum(axis=-1) / masks.sum(axis=-1)
+
+
+def stack_groups(groups: Mapping[str, np.ndarray] | None, count: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and masks [G, N] of evaluation groups; without any, one group "all". BadInput names an unusable one."""
+    groups = {"all": np.ones(count, bool)} if groups is None else groups
+    for name, mask in groups.items():
+        require(np.shape(mask) == (count,), f"group {name!r} must be a mask [{count}], got {np.shape(mask)}")
+        require(np.any(mask), f"group {name!r} has no examples, so it has no accuracy")
+    return tuple(groups), np.stack([np.asarray(mask, bool) for mask in groups.values()])

@@ -1,0 +1,96 @@
+"""Two drivers for one method: `scan`, pure and vmappable, and `run`, which reports, stops and can be resumed.
+
+Step t of a run depends on `(key, t, state)` alone, so a run cut anywhere and resumed equals one that was not.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax import data as sets
+from dememo_jax import keys
+from dememo_jax.errors import NonFinite, require
+from dememo_jax.types import Array, Dataset, Info, Key, Method, Perturbation
+
+Draw = Callable[..., Dataset]  # (key, step, data, batch, mask) -> batch
+After = Callable[[int, Any, dict[str, np.ndarray]], bool | None]  # steps done, state, info [steps since the last call]
+
+
+def scan(
+    method: Method,
+    key: Key,
+    state: Any,
+    data: Dataset,
+    *,
+    steps: int,
+    batch: int | None = None,
+    start: int | Array = 0,
+    mask: Array | None = None,
+    perturbation: Perturbation | None = None,
+    draw: Draw = sets.shuffled,
+) -> tuple[Any, Info]:
+    """Steps `start .. start + steps` of a method; returns the state and each step's info, stacked [steps].
+
+    Every step gets a batch that `draw` takes from the examples where `mask` [N], with `perturbation` joined. With
+    `batch=None` it gets the whole set, for methods that draw their own batches.
+    """
+    to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
+
+    def body(current, t):
+        examples = data if batch is None else draw(to_draw, t, data, batch, mask)
+        return method.step(keys.at(to_step, t), current, sets.perturb(examples, perturbation))
+
+    return jax.lax.scan(body, state, start + jnp.arange(steps))
+
+
+_compiled = partial(jax.jit, static_argnames=("method", "steps", "batch", "draw"))(
+    lambda method, key, state, data, start, mask, perturbation, steps, batch, draw: scan(
+        method, key, state, data, steps=steps, batch=batch, start=start, mask=mask, perturbation=perturbation, draw=draw
+    )
+)
+
+
+def run(
+    method: Method,
+    key: Key,
+    state: Any,
+    data: Dataset,
+    *,
+    steps: int,
+    every: int,
+    after: After,
+    batch: int | None = None,
+    start: int = 0,
+    mask: Array | None = None,
+    perturbation: Perturbation | None = None,
+    draw: Draw = sets.shuffled,
+) -> Any:
+    """The same steps in compiled chunks of `every`; after each, `after(steps_done, state, info)` may return True to stop.
+
+    Chunks lie on a fixed grid, so a run resumed from any chunk's state goes through the same programs to the same
+    bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
+    """
+    require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
+    require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
+    for begin in range(start, steps, every):
+        count = min(every, steps - begin)
+        state, info = _compiled(
+            method, key, state, data, jnp.asarray(begin), mask, perturbation, steps=count, batch=batch, draw=draw
+        )
+        host = {name: np.asarray(values) for name, values in info.items()}
+        _refuse_non_finite(host, begin)
+        if after(begin + count, state, host):
+            break
+    return state
+
+
+def _refuse_non_finite(info: dict[str, np.ndarray], begin: int) -> None:
+    for name, values in info.items():
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise NonFinite(f"{name} became {values[at]} at step {begin + at}; lower the learning rate or clip gradients")

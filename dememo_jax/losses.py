@@ -1,0 +1,32 @@
+"""Per-example losses and margins: logits [B, K], labels [B] -> [B]."""
+
+import jax
+import jax.numpy as jnp
+
+from dememo_jax.types import Array
+
+
+def _of_label(values: Array, labels: Array) -> Array:
+    return jnp.take_along_axis(values, labels[..., None], axis=-1)[..., 0]
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """-log softmax(logits)[label], in nats."""
+    return jax.nn.logsumexp(logits, axis=-1) - _of_label(logits, labels)
+
+
+def correct(logits: Array, labels: Array) -> Array:
+    """1.0 where the largest logit is the label's, else 0.0; the first of equal logits wins, NaN is never right."""
+    return ((jnp.argmax(logits, axis=-1) == labels) & ~jnp.isnan(logits).any(axis=-1)).astype(jnp.float32)
+
+
+def margin(logits: Array, labels: Array) -> Array:
+    """log p_y - log(1 - p_y) without overflow: the label's logit less the logsumexp of all others."""
+    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+    return _of_label(logits, labels) - jax.nn.logsumexp(others, axis=-1)
+
+
+def entropy(logits: Array, labels: Array | None = None) -> Array:
+    """Entropy of softmax(logits) in nats; labels are not looked at."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

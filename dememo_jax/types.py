@@ -1,0 +1,60 @@
+"""The words of the house: data, weights, models, methods.
+
+Letters fixed everywhere: `N` examples, `B` batch, `K` classes, `M` models, `S` Monte-Carlo samples, `P` parameters.
+An example is its index: perturbations and masks are arrays beside the data, joined to it at the last moment.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, jax.random.key
+Params = Any  # any nest of arrays: what noise, Hessian-vector products and clipping act on
+Info = dict[str, Array]  # what a step reports; never needed to resume
+Apply = Callable[[Params, Array], Array]  # [B, ...] -> [B, K], evaluation mode, pure
+Loss = Callable[[Array, Array], Array]  # logits [B, K], labels [B] -> [B]
+
+
+class Dataset(NamedTuple):
+    """Examples, or a batch of them: the same type. `index` is each example's place in the full set."""
+
+    x: Array  # [N, ...] float in [0, 1]
+    y: Array  # [N] int32
+    index: Array  # [N] int32
+
+
+class Perturbation(NamedTuple):
+    """What is added to protected examples: `clip(x + delta[row], 0, 1)` where `mask`, else `x`.
+
+    Sample-wise noise has one row an example, class-wise noise one row a class. Amplitude 1 overwrites: it
+    saturates a pixel in [0, 1] whatever stood there.
+    """
+
+    delta: Array  # [R, ...] float
+    row: Array  # [N] int32, the row of delta that belongs to each example
+    mask: Array  # [N] bool, which examples are protected
+
+
+class Weights(NamedTuple):
+    params: Params
+    stats: Params  # running statistics of batch norm and the like: never noised, never clipped
+
+
+class Model(NamedTuple):
+    """A network as three pure functions."""
+
+    init: Callable[[Key, Array], Weights]  # key, x [B, ...]
+    apply: Callable[[Weights, Array], Array]  # evaluation mode -> logits [B, K]
+    fit: Callable[[Weights, Array, Key], tuple[Array, Weights]]  # training mode -> logits, weights with new stats
+
+
+class Method(NamedTuple):
+    """A resumable procedure: `init` makes a state of arrays only, `step(key, state, data)` advances it.
+
+    The data of a step is a batch, or the whole set for methods that draw batches of their own.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
