@@ -1,0 +1,99 @@
+"""Save, restore, fall back: the only file that knows Orbax.
+
+A checkpoint is a tree of arrays and a JSON note. When it stands, the digest of each of its files is written beside
+them: a checkpoint without its sums was never finished, one that differs from them is damaged, and neither is restored.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+KEEP = 2  # the newest, and the one before to fall back to
+SUMS = "sums.json"
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Restored(NamedTuple):
+    step: int
+    state: Any
+    meta: dict
+
+
+def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = None) -> None:
+    """Write a checkpoint and wait until it stands. The two newest are kept; a crash while writing leaves the others.
+
+    Raises OSError when the disk is full or read-only.
+    """
+    with _manager(directory, create=True) as manager:
+        try:
+            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta or {}))))
+        except ValueError as error:  # tensorstore reports the operating system's errors as values
+            raise OSError(f"could not write the checkpoint of step {step}: {_first_line(error)}") from error
+    folder = Path(directory) / str(step)
+    (folder / SUMS).write_text(json.dumps(_sums(folder)))
+
+
+def restore(directory: str | Path, step: int, like: Any) -> Restored:
+    """One checkpoint; `like` is a tree of arrays or shapes (`jax.eval_shape` of `init`) to fill."""
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    with _manager(directory) as manager:
+        got = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
+    return Restored(step, jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(got.state)), got.meta)
+
+
+def newest(directory: str | Path, like: Any) -> tuple[Restored | None, tuple[str, ...]]:
+    """The newest checkpoint that is whole, or None; and a sentence for each one that was not and was set aside."""
+    passed_over: list[str] = []
+    for step in steps(directory):
+        fault = _fault(Path(directory) / str(step))
+        if fault is None:
+            return restore(directory, step, like), tuple(passed_over)
+        passed_over.append(f"checkpoint {step} in {directory} {fault}: falling back to the one before")
+        aside = Path(directory).with_name(Path(directory).name + ".damaged")
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        aside.mkdir(exist_ok=True)
+        shutil.move(Path(directory) / str(step), aside / str(step))
+    return None, tuple(passed_over)
+
+
+def steps(directory: str | Path) -> list[int]:
+    """Steps with a checkpoint, newest first."""
+    folder = Path(directory)
+    return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
+
+
+def _manager(directory: str | Path, *, create: bool = False) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint on disk, or None."""
+    try:
+        expected = json.loads((folder / SUMS).read_text())
+    except (OSError, ValueError):
+        return "was never finished"
+    found = _sums(folder)
+    wrong = sorted(name for name in expected if found.get(name) != expected[name])
+    return f"is damaged ({wrong[0]} is not as it was written)" if wrong else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
