@@ -8,6 +8,7 @@ import optax
 
 from dememo_jax import data as sets
 from dememo_jax import keys, losses, train
+from dememo_jax.augment import Augment
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
 
@@ -29,7 +30,13 @@ class DescentState(NamedTuple):
 
 
 def descent(
-    model: Model, tx: optax.GradientTransformation, *terms: Term, batch: int = 256, mode: str = "fit", fresh: bool = False
+    model: Model,
+    tx: optax.GradientTransformation,
+    *terms: Term,
+    batch: int = 256,
+    mode: str = "fit",
+    augment: Augment | None = None,
+    fresh: bool = False,
 ) -> Method:
     """Minimise the sum of `terms`, each on its own shuffled batches: a small forget set is never starved.
 
@@ -50,7 +57,9 @@ def descent(
             for i, term in enumerate(terms):
                 mask = state.forget if term.on == "forget" else ~state.forget
                 examples = sets.shuffled(keys.at(state.order, i), state.step, data, batch, mask)
-                logits, weights = train.forward(model, mode, weights, examples.x, keys.at(key, i))
+                to_augment, to_fit = jax.random.split(keys.at(key, i))
+                x = examples.x if augment is None else augment(to_augment, examples.x)
+                logits, weights = train.forward(model, mode, weights, x, to_fit)
                 value = term.loss(logits, examples.y).mean()
                 total, info = total + term.weight * value, info | {f"{term.on}_loss": value}
             return total, (weights, info)
@@ -62,24 +71,28 @@ def descent(
     return Method(init, step)
 
 
-def retrain(model: Model, tx: optax.GradientTransformation, *, batch: int = 256) -> Method:
+def retrain(model: Model, tx: optax.GradientTransformation, *, batch: int = 256, augment: Augment | None = None) -> Method:
     """Exact unlearning: fresh weights, trained on the retain set alone. The reference of every other method."""
-    return descent(model, tx, Term("retain", 1.0), batch=batch, fresh=True)
+    return descent(model, tx, Term("retain", 1.0), batch=batch, augment=augment, fresh=True)
 
 
-def finetune(model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit") -> Method:
+def finetune(
+    model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
+) -> Method:
     """Descend on the retain set from the trained weights, with a fresh optimiser.
 
     Published for CIFAR-10: 10 epochs, SGD at a constant 0.01 (SoK Table 9: 0.015 or 0.03 at class level), momentum
-    0.9, weight decay 5e-4, batch 256, batch norm updated.
+    0.9, weight decay 5e-4, batch 256, batch norm updated, the training augmentation on.
     """
-    return descent(model, tx, Term("retain", 1.0), batch=batch, mode=mode)
+    return descent(model, tx, Term("retain", 1.0), batch=batch, mode=mode, augment=augment)
 
 
-def gradient_ascent(model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit") -> Method:
+def gradient_ascent(
+    model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
+) -> Method:
     """Climb the loss of the forget set. Nothing holds the rest in place: the learning rate decides everything.
 
     Published for CIFAR-10: 5 epochs over the forget set, SGD at 1e-5 to 2e-4, momentum 0.9, weight decay 5e-4 (which
-    still descends), batch 256, batch norm updated on the forget set.
+    still descends), batch 256, batch norm updated on the forget set, the training augmentation on.
     """
-    return descent(model, tx, Term("forget", -1.0), batch=batch, mode=mode)
+    return descent(model, tx, Term("forget", -1.0), batch=batch, mode=mode, augment=augment)

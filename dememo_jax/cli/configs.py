@@ -1,0 +1,192 @@
+"""One frozen dataclass for each command; what stands here is what `--help` prints."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+Perturb = Literal["ue-s", "ue-c", "ops"]
+Forget = Literal["retrain", "finetune", "gradient-ascent"]
+Net = Literal["mlp", "cnn", "resnet18"]
+From = Annotated[Path, arg(name="from", metavar="DIR")]
+MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
+Folder = Annotated[Path, arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class Protect:
+    """Make data unlearnable: perturb the training images before they are released."""
+
+    run: Folder
+    """Run folder: configuration, checkpoints, result. Started again, the same command goes on where it stopped."""
+    method: Perturb = "ue-s"
+    """ue-s, ue-c: error-minimizing noise, sample-wise or class-wise. ops: one-pixel shortcut."""
+    data: str = "digits"
+    """digits, a TFDS name such as cifar10, or a path to an .npz with x_train, y_train, x_test, y_test."""
+    data_dir: Path | None = None
+    """Where TFDS data sets lie."""
+    classes: tuple[int, ...] = ()
+    """Classes to protect; none means all."""
+    share: float = 1.0
+    """Share of those classes' examples to protect."""
+    radius: float | None = None
+    """l-infinity budget of ue-s and ue-c in pixels of [0, 1]. Default 8/255; on the 8 x 8 digits 0.2."""
+    pixels: int = 2
+    """How many pixels of an image ops overwrites."""
+    passes: int = 15
+    """Most passes of ue-s and ue-c over the data; they stop earlier at a training error of 1 %."""
+    model: Net = "cnn"
+    """Surrogate network of ue-s and ue-c."""
+    batch: int = 256
+    seed: int = 0
+    checkpoint_seconds: float = 20.0
+    """Least time between checkpoints."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a victim on clean data, or on the protected data of a protect run."""
+
+    run: Folder
+    """Run folder."""
+    source: MaybeFrom = None
+    """A protect run, to train on its data; without it, the clean data."""
+    data: str | None = None
+    """Clean data, as in protect. Default digits; not together with --from."""
+    data_dir: Path | None = None
+    """Where TFDS data sets lie."""
+    protected_classes: tuple[int, ...] = ()
+    """Use the perturbation on these classes only; none means all that the protect run covers."""
+    model: Net = "cnn"
+    epochs: int = 20
+    batch: int = 64
+    lr: float = 0.1
+    """Peak learning rate of SGD, falling to zero by a cosine."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: Literal["none", "crop-flip"] = "none"
+    seed: int = 0
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Unlearn:
+    """Make a trained model forget classes, a share of them, or any set of training examples."""
+
+    run: Folder
+    """Run folder."""
+    source: From
+    """A train run."""
+    method: Forget = "finetune"
+    """retrain: from nothing on what is retained. finetune: descend on it. gradient-ascent: climb on what is forgotten."""
+    forget_classes: tuple[int, ...] = ()
+    """Classes to forget."""
+    forget_share: float = 1.0
+    """Share of those classes' training examples to forget."""
+    forget_mask: Annotated[Path | None, arg(metavar="FILE.npy")] = None
+    """A boolean array [N] over the training examples, instead of classes."""
+    observed_classes: tuple[int, ...] = ()
+    """Classes whose test images show what is left of the rest (Dtr); none means all that are not forgotten."""
+    epochs: int | None = None
+    """Default: retrain as the victim was trained, finetune 10, gradient-ascent 5 (over the forget set)."""
+    lr: float | None = None
+    """Default: retrain as the victim; finetune 0.015, gradient-ascent 1e-4; on digits 0.1 and 1e-3."""
+    batch: int = 64
+    seed: int = 1
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Attack a model: membership inference, and recovery in l2 balls of weights."""
+
+    run: Folder
+    """Run folder."""
+    source: From
+    """An unlearn or train run."""
+    reference: Annotated[Path | None, arg(metavar="DIR")] = None
+    """The retrained model (an unlearn run with retrain): membership scores are then shown as the gap to it."""
+    target_class: int | None = None
+    """The class in question; default the class that the run forgot."""
+    radii: tuple[float, ...] = (0.4, 0.8)
+    """l2 radii of the recovery attack, over all parameters."""
+    hint_share: float = 0.1
+    """Share of the class's clean training examples that the attacker holds."""
+    epochs: int = 60
+    batch: int = 128
+    lr: float = 0.01
+    statistics: Literal["frozen", "fit"] = "frozen"
+    """Batch-norm statistics while attacking; fit is what the published code does."""
+    shape: Literal["ball", "sphere"] = "ball"
+    """sphere is what the published code does."""
+    seed: int = 2
+
+
+@dataclass(frozen=True)
+class Certify:
+    """Bound what the neighbourhood of a model's weights can know (SoK Theorem 1), by Monte-Carlo weight noise."""
+
+    run: Folder
+    """Run folder."""
+    source: From
+    """An unlearn or train run."""
+    control: Annotated[Path | None, arg(metavar="DIR")] = None
+    """A model trained on clean data, certified the same way beside it: without one a low bound means little."""
+    target_class: int | None = None
+    """The class to bound beside the whole test set; default the class that the run forgot."""
+    sigma: float = 0.05
+    """Standard deviation of the weight noise."""
+    eta: tuple[float, ...] = (0.005, 0.0125, 0.025, 0.05, 0.1)
+    """l2 radii to certify."""
+    q: float = 0.9
+    """Share of the noise that the bound covers."""
+    alpha: float = 0.01
+    """Chance that the draws mislead, over all rows of a model together."""
+    draws: int = 1000
+    side: Literal["upper", "lower", "lower_published"] = "upper"
+    """lower_published is the paper's printed form, which holds with probability 1 - q only."""
+    width: int = 1
+    """Networks evaluated at once; 1 suits convolutions on CPU."""
+    every: int = 50
+    """Draws between looks at the clock."""
+    seed: int = 3
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make one page of finished runs: report.html and the pictures."""
+
+    sources: Positional[tuple[Path, ...]]
+    """Run folders, in the order of the page."""
+    run: Folder = Path("report")
+    """Folder to write to."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The whole life of dememorization on 1,797 real images: protect, train, unlearn, audit, certify, report."""
+
+    run: Folder = Path("runs/quickstart")
+    """Run folder."""
+    radius: float = 0.2
+    """l-infinity budget: 8 x 8 images have 64 pixels, and 8/255 hides nothing in them."""
+    pixels: int = 2
+    passes: int = 15
+    epochs: int = 20
+    forget: tuple[int, int] = (0, 5)
+    """One protected class (0-3) and one clean class (4-7)."""
+    recovery_epochs: int = 60
+    radii: tuple[float, float] = (0.4, 0.8)
+    draws: int = 1000
+    sigma: float = 0.05
+    eta: tuple[float, ...] = (0.005, 0.0125, 0.025, 0.05, 0.1)
+    seed: int = 0
+    checkpoint_seconds: float = 20.0
+
+
+Config = Protect | Train | Unlearn | Audit | Certify | Report | Quickstart
+COMMANDS: dict[str, type] = {
+    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Audit, Certify, Report)
+}

@@ -1,0 +1,49 @@
+"""What the user sees on the terminal: progress bars, one-line results, tables, warnings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from dememo_jax import report
+
+OUT = Console(highlight=False)
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar with elapsed and remaining time; yields `advance(done)`. Off a terminal it stays silent."""
+    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=total, completed=done)
+        yield lambda now: bar.update(task, completed=now)
+
+
+def result(title: str, summary: str, seconds: float) -> None:
+    OUT.print(f"[bold]{escape(title):<34}[/] {escape(summary)} [dim]({seconds:.1f} s)[/]", soft_wrap=True)
+
+
+def say(text: str) -> None:
+    OUT.print(escape(text), style="dim", soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    ERR.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def error(text: str) -> None:
+    ERR.print(f"[red]error:[/] {escape(text)}")
+
+
+def table(part: report.Table) -> None:
+    shown = RichTable(title=escape(part.title), title_justify="left", caption=escape(part.note) or None, caption_justify="left")
+    for i, name in enumerate(part.columns):
+        numeric = any(isinstance(row[i], int | float) for row in part.rows)
+        shown.add_column(escape(name), justify="right" if numeric else "left")
+    for row in part.rows:
+        shown.add_row(*(escape(report.cell(value)) for value in row))
+    OUT.print(shown)

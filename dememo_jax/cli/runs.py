@@ -1,0 +1,190 @@
+"""The run folder: what was asked (config.json), how far it got (checkpoints), what came out (result.json)."""
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dememo_jax import checkpoint, loop, report
+from dememo_jax.cli import console
+from dememo_jax.errors import BadInput, require
+from dememo_jax.types import Dataset, Key, Method
+
+CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+# These do not change what is computed, so a run may go on with other values.
+FREE = ("run", "checkpoint_seconds")
+MARGIN = 50 * 2**20  # bytes that must be free before a run starts
+
+
+def describe(config: Any, **digests: str) -> dict:
+    """What a run folder remembers of its configuration; paths are kept relative to the folder."""
+    folder = config.run.resolve()
+
+    def plain(value):
+        if isinstance(value, Path):
+            return os.path.relpath(value.resolve(), folder)
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    fields = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in FREE}
+    if str(fields.get("data", "")).endswith(".npz"):
+        fields["data"] = plain(Path(config.data))
+    return {"command": type(config).__name__.lower(), **fields, **digests}
+
+
+def begin(folder: Path, config: dict) -> dict | None:
+    """Claim the folder for a configuration. Returns the result if it is already there.
+
+    BadInput when the folder is no run folder or holds another configuration, OSError when it cannot be written.
+    """
+    require(not folder.exists() or folder.is_dir(), f"{folder} is a file; --run takes a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        known = read(folder)["config"]
+        names = sorted(known.keys() | config.keys())
+        differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
+        require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
+        if (folder / RESULT).exists():
+            return json.loads((folder / RESULT).read_text())
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < MARGIN:
+        raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
+    report.write_atomic(folder / CONFIG, report.to_json({"config": config}))
+    return None
+
+
+def read(folder: Path) -> dict:
+    """config.json of a run folder; BadInput when it is not one."""
+    try:
+        return json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        what = "no such folder" if not folder.exists() else f"not a run folder (it has no readable {CONFIG})"
+        raise BadInput(f"{folder}: {what}; expected the --run folder of an earlier dememo command") from None
+
+
+def result(folder: Path) -> dict:
+    """result.json of a finished run; BadInput when there is none yet."""
+    config = read(folder)["config"]
+    try:
+        return json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        raise BadInput(f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first") from None
+
+
+def finish(
+    folder: Path, config: dict, values: dict, sections: Sequence[report.Section], started: float, *, introduction: str = ""
+) -> dict:
+    """Write the pictures, the page and, last of all, result.json; the checkpoints are no longer needed."""
+    made = {"config": config, "measured": measured(started)}
+    for section in sections:
+        for plot in section.plots:
+            report.write_atomic(folder / f"{plot.name}.png", report.draw(plot))
+    title = f"dememo {config['command']}"
+    report.write_atomic(folder / "report.html", report.page(title, introduction, sections, folder, made))
+    done = {**made, "values": values, "sections": [dataclasses.asdict(section) for section in sections]}
+    report.write_atomic(folder / RESULT, report.to_json(done))
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return done
+
+
+def measured(started: float) -> dict:
+    """Where and when: device, versions, commit, seconds of this process's part of the run."""
+    from dememo_jax import __version__
+
+    return {
+        "seconds": round(time.monotonic() - started, 2),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "dememo_jax": __version__,
+        "commit": _commit(),
+    }
+
+
+@functools.lru_cache
+def _commit() -> str | None:
+    """The commit of a checkout that the package runs from; None when installed without one."""
+    here = Path(__file__).resolve().parent
+    asked = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None if asked.returncode == 0 else None
+
+
+def digest(*arrays: Any) -> str:
+    """A short fingerprint of arrays or bytes."""
+    total = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        total.update(array if isinstance(array, bytes) else np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def resumable(
+    folder: Path,
+    method: Method,
+    key: Key,
+    init: Callable[[], Any],
+    data: Dataset,
+    *,
+    title: str,
+    steps: int,
+    every: int,
+    seconds: float,
+    record: Callable[[Any, dict], dict],
+    stop: Callable[[dict], bool] = lambda entry: False,
+    **how: Any,
+) -> tuple[Any, list[dict]]:
+    """`loop.run` with a progress bar, a history of `record(state, info)` a chunk, and checkpoints to resume from.
+
+    The history is part of every checkpoint, so a resumed run ends with the whole of it.
+    """
+    directory = folder / CHECKPOINTS / title.replace(" ", "-")
+    restored = newest(directory, jax.eval_shape(init))
+    state, start, history = (init(), 0, []) if restored is None else (restored.state, restored.step, restored.meta["history"])
+    if history and stop(history[-1]):
+        return state, history
+    offer = saver(directory, seconds)
+    with console.progress(title, steps, start) as advance:
+
+        def after(done: int, current: Any, info: dict) -> bool:
+            history.append(record(current, info))
+            over = done >= steps or stop(history[-1])
+            offer(done, current, {"history": history}, over)
+            advance(done)
+            return over
+
+        state = loop.run(method, key, state, data, steps=steps, every=every, start=start, after=after, **how)
+    return state, history
+
+
+def newest(directory: Path, like: Any) -> checkpoint.Restored | None:
+    """The newest checkpoint to go on from; damaged ones are passed over aloud."""
+    restored, passed_over = checkpoint.newest(directory, like)
+    for sentence in passed_over:
+        console.warn(sentence)
+    if restored is not None:
+        console.say(f"resuming {directory.name} from step {restored.step}")
+    return restored
+
+
+def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], None]:
+    """`offer(step, state, meta, last)`, which saves, but not more often than every so many seconds."""
+    saved = time.monotonic()
+
+    def offer(step: int, state: Any, meta: dict, last: bool) -> None:
+        nonlocal saved
+        if last or time.monotonic() - saved >= seconds:
+            checkpoint.save(directory, step, state, meta)
+            saved = time.monotonic()
+
+    return offer

@@ -1,0 +1,175 @@
+"""Results as data, then as pictures and one self-contained page.
+
+A `Section` is what a stage has to say: a sentence, tables, plots, pictures. It goes to JSON and back unchanged.
+"""
+
+import base64
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]  # shares in [0, 1] as floats; None prints as a dash
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    name: str  # file name of the picture, without suffix
+    title: str
+    x: str
+    y: str
+    series: tuple[tuple[str, tuple[float, ...], tuple[float | None, ...]], ...]  # (label, xs, ys); None leaves a gap
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    summary: str  # one line
+    tables: tuple[Table, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    pictures: tuple[tuple[str, str], ...] = ()  # (file name in the run folder, caption)
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON of dataclasses, tuples and numbers: NaN and infinity are refused rather than written."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.dumps(plain, indent=1, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def section(plain: dict) -> Section:
+    """The Section that `to_json` wrote."""
+    tables = [Table(t["title"], tuple(t["columns"]), tuple(tuple(r) for r in t["rows"]), t["note"]) for t in plain["tables"]]
+    plots = [
+        Plot(**{**p, "series": tuple((label, tuple(xs), tuple(ys)) for label, xs, ys in p["series"])}) for p in plain["plots"]
+    ]
+    pictures = tuple((name, caption) for name, caption in plain["pictures"])
+    return Section(plain["title"], plain["summary"], tuple(tables), tuple(plots), pictures)
+
+
+def cell(value: Cell) -> str:
+    """How a table shows one value: three decimals, thousands in groups, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside and rename, so that a reader or a crash never meets half a file."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.replace(path)
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def draw(plot: Plot) -> bytes:
+    """A line plot as PNG bytes."""
+    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (label, xs, ys) in enumerate(plot.series):
+        values = [math.nan if y is None else y for y in ys]
+        axes.plot(xs, values, label=label, linestyle=("-", "--", ":", "-.")[number % 4], marker="." if len(xs) < 12 else None)
+    axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
+    axes.grid(alpha=0.3)
+    if len(plot.series) > 1:
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _png(figure)
+
+
+def image_grid(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str]) -> bytes:
+    """Rows of images [n, H, W, C] in [0, 1], each with its name, under named columns, as PNG bytes."""
+    figure = Figure(figsize=(0.8 * len(columns) + 1.2, 0.85 * len(rows) + 0.3), dpi=110, layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (name, images) in zip(grid, rows):
+        for axes, image in zip(line, images):
+            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axes, name in zip(grid[0], columns):
+        axes.set_title(name, fontsize=8)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+STYLE = """
+body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1c28;background:#fff}
+h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:2px solid #dde}.summary{font-size:1.05rem}
+table{border-collapse:collapse;margin:.6rem 0;font-size:.9rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #e3e3ee}
+th{text-align:left;background:#f5f5fa}td.n{text-align:right;font-variant-numeric:tabular-nums}
+caption{text-align:left;font-weight:600;padding:.3rem 0}.note{color:#555;font-size:.85rem;margin:.2rem 0 1rem}
+.scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}pre{background:#f5f5fa;padding:.8rem;overflow-x:auto;font-size:.8rem}
+"""
+
+
+def page(title: str, introduction: str, sections: Sequence[Section], folder: Path, provenance: dict) -> str:
+    """One HTML file that needs nothing else: tables, pictures inlined, and how it was made."""
+    body = [f"<h1>{_text(title)}</h1><p>{_text(introduction)}</p>"]
+    for part in sections:
+        body.append(f'<section><h2>{_text(part.title)}</h2><p class="summary">{_text(part.summary)}</p>')
+        body += [_table(table) for table in part.tables]
+        body += [_figure(draw(plot), plot.title, plot.note) for plot in part.plots]
+        body += [_figure((folder / name).read_bytes(), caption, "") for name, caption in part.pictures]
+        body.append("</section>")
+    body.append(f"<section><h2>How this was made</h2><pre>{_text(to_json(provenance))}</pre></section>")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_text(title)}</title>'
+    return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(body)}</body></html>'
+
+
+def _text(value: str) -> str:
+    return html.escape(value)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in table.columns)
+
+    def show(value: Cell) -> str:
+        number = ' class="n"' if isinstance(value, int | float) or value is None else ""
+        return f"<td{number}>{_text(cell(value))}</td>"
+
+    rows = "".join(f"<tr>{''.join(show(value) for value in row)}</tr>" for row in table.rows)
+    caption = f"<caption>{_text(table.title)}</caption>"
+    note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
+    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+
+
+def _figure(png: bytes, caption: str, note: str) -> str:
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    below = f'<figcaption class="note">{_text(note)}</figcaption>' if note else ""
+    return f'<figure><img alt="{_text(caption)}" src="{source}">{below}</figure>'
