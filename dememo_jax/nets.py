@@ -6,7 +6,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dememo_jax import convolution
 from dememo_jax.types import Array
+
+Conv = partial(nn.Conv, use_bias=False, conv_general_dilated=convolution.conv)
 
 
 class MLP(nn.Module):
@@ -23,12 +26,12 @@ class MLP(nn.Module):
 
 class CNN(nn.Module):
     classes: int
-    widths: Sequence[int] = (16, 32, 64)
+    widths: Sequence[int] = (16, 32)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         for i, width in enumerate(self.widths):
-            x = nn.Conv(width, (3, 3), strides=1 if i == 0 else 2, use_bias=False)(x)
+            x = Conv(width, (3, 3), strides=1 if i == 0 else 2)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         return nn.Dense(self.classes)(x.mean(axis=(1, 2)))
 
@@ -40,7 +43,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
-        conv = partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
+        conv = partial(Conv, kernel_init=nn.initializers.he_normal())
         y = nn.relu(norm()(conv(self.width, (3, 3), self.stride, padding=1)(x)))
         y = norm()(conv(self.width, (3, 3), padding=1)(y))
         if x.shape != y.shape:
@@ -57,7 +60,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False, kernel_init=nn.initializers.he_normal())(x)
+        x = Conv(self.width, (3, 3), padding=1, kernel_init=nn.initializers.he_normal())(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x))
         for stage, depth in enumerate(self.depths):
             for block in range(depth):
@@ -70,7 +73,7 @@ def mlp(classes: int, hidden: Sequence[int] = (128,)) -> nn.Module:
     return MLP(classes, tuple(hidden))
 
 
-def cnn(classes: int, widths: Sequence[int] = (16, 32, 64)) -> nn.Module:
+def cnn(classes: int, widths: Sequence[int] = (16, 32)) -> nn.Module:
     """3 x 3 convolutions with batch norm, stride 2 after the first, global average, linear head."""
     return CNN(classes, tuple(widths))
 

@@ -38,7 +38,9 @@ class Protect:
     """Most passes of ue-s and ue-c over the data; they stop earlier at a training error of 1 %."""
     model: Net = "cnn"
     """Surrogate network of ue-s and ue-c."""
-    batch: int = 256
+    batch: int = 64
+    learner_steps: int | None = None
+    """Batches the surrogate learns between passes. Default a tenth of the data, as published for CIFAR-10."""
     seed: int = 0
     checkpoint_seconds: float = 20.0
     """Least time between checkpoints."""

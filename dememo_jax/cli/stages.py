@@ -71,6 +71,7 @@ def _error_minimizing(config: Protect, base: lineage.Context, radius: float, mas
         stride=radius / 10,
         classes=base.classes,
         granularity={"ue-s": "sample", "ue-c": "class"}[config.method],
+        learner_steps=config.learner_steps or max(1, round(len(mask) / 10 / config.batch)),
         batch=config.batch,
     )
     key = jax.random.key(config.seed)
