@@ -34,7 +34,9 @@ def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = No
     """
     with _manager(directory, create=True) as manager:
         try:
-            manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta or {}))))
+            manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta or {})))
+            )
         except ValueError as error:  # tensorstore reports the operating system's errors as values
             raise OSError(f"could not write the checkpoint of step {step}: {_first_line(error)}") from error
     folder = Path(directory) / str(step)

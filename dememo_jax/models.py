@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -51,7 +50,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """
 
     def split(module):
-        graph, params, stats = nnx.split(module, nnx.Param, ...)
+        graph, params, stats = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
         return graph, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
 
     graph = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]

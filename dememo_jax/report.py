@@ -76,7 +76,7 @@ def section(plain: dict) -> Section:
 def cell(value: Cell) -> str:
     """How a table shows one value: three decimals, thousands in groups, a dash for nothing."""
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else str(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -134,7 +134,8 @@ h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:2px solid #dde}.summary{f
 table{border-collapse:collapse;margin:.6rem 0;font-size:.9rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #e3e3ee}
 th{text-align:left;background:#f5f5fa}td.n{text-align:right;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}.note{color:#555;font-size:.85rem;margin:.2rem 0 1rem}
-.scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}pre{background:#f5f5fa;padding:.8rem;overflow-x:auto;font-size:.8rem}
+.scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}
+pre{background:#f5f5fa;padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
 
 

@@ -58,7 +58,9 @@ def check(x_train, y_train, x_test, y_test, *, where: str) -> None:
     present = np.unique(y_train)
     missing = np.setdiff1d(np.arange(present[-1] + 1), present)
     require(len(present) > 1, f"{where}: y_train has a single class; at least two are needed")
-    require(not len(missing), f"{where}: y_train has labels up to {present[-1]} but none is {missing[:1]}; renumber them 0..K-1")
+    require(
+        not len(missing), f"{where}: y_train has labels up to {present[-1]} but none is {missing[:1]}; renumber them 0..K-1"
+    )
     require(y_test.max() <= present[-1], f"{where}: y_test has labels out of range: {y_test.max()}, expected 0..{present[-1]}")
 
 
@@ -92,7 +94,9 @@ def _tfds(name: str, data_dir: str | Path | None):
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
-        raise BadInput(f"unknown data set {name!r}: expected digits, a path to an .npz, or the name of a data set in TFDS") from None
+        raise BadInput(
+            f"unknown data set {name!r}: expected digits, a path to an .npz, or the name of a data set in TFDS"
+        ) from None
     try:
         source = builder.as_data_source()
     except (NotImplementedError, AssertionError, FileNotFoundError, ValueError) as error:

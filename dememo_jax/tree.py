@@ -52,7 +52,8 @@ def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -
     Leaf number j, in tree order, uses `fold_in(key, j)`.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    scales = treedef.flatten_up_to(scale) if jax.tree.structure(scale) == treedef else [scale] * len(leaves)
+    scales = jax.tree.leaves(scale)
+    scales = scales * len(leaves) if len(scales) == 1 else scales
     drawn = [
         jax.random.normal(jax.random.fold_in(key, j), leaf.shape, leaf.dtype) * jnp.asarray(s, leaf.dtype)
         for j, (leaf, s) in enumerate(zip(leaves, scales, strict=True))

@@ -22,7 +22,7 @@ class Dataset(NamedTuple):
 
     x: Array  # [N, ...] float in [0, 1]
     y: Array  # [N] int32
-    index: Array  # [N] int32
+    index: Array  # type: ignore[assignment]  # [N] int32; hides tuple.index, which nobody asks of data
 
 
 class Perturbation(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 from dememo_jax import data as sets
@@ -61,8 +61,8 @@ def recover(
     Raises BadInput for a radius that is not positive or no hints.
     """
     require(radius > 0, f"the radius must be positive, got {radius}")
-    hints = np.ones(len(data.y), bool) if hints is None else np.asarray(hints, bool)
-    require(hints.any(), "the recovery attack needs at least one hint example")
+    held = jnp.ones(len(data.y), bool) if hints is None else jnp.asarray(hints, bool)
+    require(held.any(), "the recovery attack needs at least one hint example")
     method = attack(model, default_tx() if tx is None else tx, shape=shape, statistics=statistics)
 
     def measure(current: Weights) -> float:
@@ -76,10 +76,12 @@ def recover(
         if after is not None:
             after(len(accuracy) - 1, accuracy[-1])
 
-    each = sets.steps(int(hints.sum()), batch, 1)
+    each = sets.steps(int(held.sum()), batch, 1)
     start = method.init(weights, radius)
-    loop.run(method, keys.named(key, "recovery"), start, data, steps=each * epochs, every=each, after=record, batch=batch, mask=hints)
-    return Recovery(radius, shape, statistics, int(hints.sum()), tuple(accuracy), tuple(distance))
+    loop.run(
+        method, keys.named(key, "recovery"), start, data, steps=each * epochs, every=each, after=record, batch=batch, mask=held
+    )
+    return Recovery(radius, shape, statistics, int(held.sum()), tuple(accuracy), tuple(distance))
 
 
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:

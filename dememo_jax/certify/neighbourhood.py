@@ -14,7 +14,7 @@ from dememo_jax.types import Apply, Dataset, Key, Params
 
 SIDES = ("upper", "lower", "lower_published")
 ASSUMPTIONS = (
-    "local and parametric: speaks of Gaussian clouds centred within eta (l2, all params) of these weights, not of other training runs",
+    "local and parametric: about Gaussian clouds centred within eta (l2, all params) of these weights, not other training runs",
     "a quantile over the noise: a single network in the ball may lie beyond the bound",
     "batch-norm and other running statistics are held fixed; the metric is the function as computed, in its precision",
     "the evaluation data, sigma, q and eta were fixed before the draws were seen",
@@ -94,7 +94,11 @@ def from_scores(
         needed = bounds.min_draws(level, alpha / rows, tail=tail)
         enough = needed is not None and draws >= needed
         value = quantile(scores[:, column], level, alpha / rows, tail=tail) if enough else None
-        reason = None if enough else f"{draws} draws, {'no count' if needed is None else needed} would do at eta / sigma = {shift:.3g}"
+        reason = (
+            None
+            if enough
+            else f"{draws} draws, {'no count' if needed is None else needed} would do at eta / sigma = {shift:.3g}"
+        )
         return Bound(group, float(radius), value, level, needed, reason)
 
     reach = bounds.max_shift(draws, covered, alpha / rows)
@@ -131,7 +135,17 @@ def draw_scores(
     _, masks = evaluate.stack_groups(groups, len(data.y))
     metric = jax.tree_util.Partial(_batched(batch), models.as_apply(apply))
     return montecarlo.scores(
-        metric, params, (data, jnp.asarray(masks)), key, sigma=sigma, start=start, stop=draws, width=width, every=every, over=over, after=after
+        metric,
+        params,
+        (data, jnp.asarray(masks)),
+        key,
+        sigma=sigma,
+        start=start,
+        stop=draws,
+        width=width,
+        every=every,
+        over=over,
+        after=after,
     )
 
 

@@ -1,9 +1,8 @@
 """The command line: parse, run, and turn every expected failure into one sentence and an exit code."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -16,24 +15,29 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
     """The configuration that the arguments spell; exits with the usage on unknown ones."""
-    kinds = [configs.Quickstart, configs.Protect, configs.Train, configs.Unlearn, configs.Audit, configs.Certify, configs.Report]
-    union: Any = None
-    for kind in kinds:
-        command = Annotated[kind, tyro.conf.subcommand(name=kind.__name__.lower(), prefix_name=False)]  # type: ignore[valid-type]
-        union = command if union is None else union | command
-    return tyro.cli(union, prog="dememo", description=DESCRIPTION, args=arguments, config=(tyro.conf.FlagConversionOff,))
+    kinds = (
+        configs.Quickstart,
+        configs.Protect,
+        configs.Train,
+        configs.Unlearn,
+        configs.Audit,
+        configs.Certify,
+        configs.Report,
+    )
+    commands: dict[str, Any] = {kind.__name__.lower(): kind for kind in kinds}
+    return tyro.extras.subcommand_cli_from_dict(commands, prog="dememo", description=DESCRIPTION, args=arguments)
 
 
 def execute(config: Any) -> dict:
     """Run one command and show its result; raises as the library does."""
     # Only now, so that --help and bad arguments answer at once.
+    from dememo_jax import report
     from dememo_jax.cli import checks, console, quickstart, stages
 
-    work = {**stages.STAGES, **checks.STAGES, **quickstart.STAGES}[type(config)]
+    work: Any = {**stages.STAGES, **checks.STAGES, **quickstart.STAGES}[type(config)]
     done = work(config)
-    for section in done["sections"][:1]:
-        for table in section["tables"]:
-            console.table(quickstart.report.section({**section, "tables": [table]}).tables[0])
+    for table in report.section(done["sections"][0]).tables:
+        console.table(table)
     stages.announce(done, config.run)
     console.say(f"page: {config.run / 'report.html'}   numbers: {config.run / 'result.json'}")
     return done
@@ -52,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.error(f"{error}. The last good checkpoint is kept in {config.run}")
         sys.exit(FAILED)
     except OSError as error:
-        console.error(f"cannot write to {config.run}: {error}. Free space or choose another --run; the same command then goes on")
+        console.error(
+            f"cannot write to {config.run}: {error}. Free space or choose another --run; the same command then goes on"
+        )
         sys.exit(FAILED)
     except KeyboardInterrupt:
         console.error("interrupted; the same command goes on from the last checkpoint")

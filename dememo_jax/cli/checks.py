@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import audit, certify, evaluate, keys, models, tree
+from dememo_jax import audit, certify, evaluate, keys, tree
 from dememo_jax import data as sets
 from dememo_jax.cli import lineage, runs
 from dememo_jax.cli.configs import Audit, Certify
@@ -17,10 +17,8 @@ from dememo_jax.errors import require
 from dememo_jax.report import Cell, Plot, Section, Table
 from dememo_jax.types import Weights
 
-MODELS = ("train", "unlearn")
 
-
-def target_of(base: lineage.Context, asked: int | None) -> int:
+def target_of(base: lineage.Trained, asked: int | None) -> int:
     """The class in question: the one asked for, or the one that the run forgot."""
     labels = np.asarray(base.train.y)
     if asked is None:
@@ -31,10 +29,11 @@ def target_of(base: lineage.Context, asked: int | None) -> int:
     return asked
 
 
-def companion(base: lineage.Context, folder: Path, flag: str) -> lineage.Context:
+def companion(base: lineage.Trained, folder: Path, flag: str) -> lineage.Trained:
     """Another model of the same data, for comparison."""
-    other = lineage.resolve(folder, expected=MODELS)
-    require(len(other.train.y) == len(base.train.y), f"{flag} {folder} was trained on other data than the model in question")
+    other = lineage.trained(folder)
+    same = len(other.train.y) == len(base.train.y) and bool((other.train.y == base.train.y).all())
+    require(same, f"{flag} {folder} was trained on other data than the model in question")
     return other
 
 
@@ -44,7 +43,7 @@ def audit_model(config: Audit) -> dict:
     for radius in config.radii:
         positive(radii=radius)
     positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
-    base = lineage.resolve(config.source, expected=MODELS)
+    base = lineage.trained(config.source)
     target = target_of(base, config.target_class)
     reference = None if config.reference is None else companion(base, config.reference, "--reference")
     labels = np.asarray(base.train.y)
@@ -67,12 +66,17 @@ def audit_model(config: Audit) -> dict:
     plot = Plot("recovery", f"Recovery of class {target}", "epoch of the attack", "test accuracy on the class", curves, note)
     rows = tuple((r.radius, r.accuracy[0], r.accuracy[-1], max(r.accuracy), r.distance[-1]) for r in recoveries)
     recovery = Table("Recovery in a ball of weights", ("l2 radius", "before", "after", "peak", "distance used"), rows, note)
-    values = {"target_class": target, "membership": scores, "gap": reference is not None, "recovery": [dataclasses.asdict(r) for r in recoveries]}
+    values = {
+        "target_class": target,
+        "membership": scores,
+        "gap": reference is not None,
+        "recovery": [dataclasses.asdict(r) for r in recoveries],
+    }
     section = Section(f"audit: {config.run.name}", summary, (membership, recovery), (plot,))
     return runs.finish(config.run, described, values, [section], started)
 
 
-def _membership(base: lineage.Context, reference: lineage.Context | None, target: int) -> tuple[Table, dict[str, float]]:
+def _membership(base: lineage.Trained, reference: lineage.Trained | None, target: int) -> tuple[Table, dict[str, float]]:
     """The three scores of the target class's clean images; as gaps where there is a retrained reference."""
     wanted = np.asarray(base.train.y) == target
     retained = ~wanted if base.forget is None else ~base.forget
@@ -85,20 +89,23 @@ def _membership(base: lineage.Context, reference: lineage.Context | None, target
         return Table("Membership inference", ("model", *own), (("this model", *own.values()),), note), own
     theirs = _membership_scores(reference, retained, wanted)
     gap = audit.membership_gap(own, theirs)
-    rows: tuple[tuple[Cell, ...], ...] = (("this model", *own.values()), ("retrained", *theirs.values()), ("gap", *gap.values()))
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("this model", *own.values()),
+        ("retrained", *theirs.values()),
+        ("gap", *gap.values()),
+    )
     return Table("Membership inference", ("model", *own), rows, note), gap
 
 
-def _membership_scores(base: lineage.Context, retained: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
-    assert base.weights is not None
-    frozen = models.freeze(base.model, base.weights)
-    seen, clean, test = (np.asarray(evaluate.logits(*frozen, part.x)) for part in (base.seen, base.train, base.test))
+def _membership_scores(base: lineage.Trained, retained: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+    seen, clean, test = (np.asarray(evaluate.logits(*base.frozen, part.x)) for part in (base.seen, base.train, base.test))
     labels, test_labels = np.asarray(base.train.y), np.asarray(base.test.y)
     return audit.membership_scores((seen[retained], labels[retained]), (test, test_labels), (clean[wanted], labels[wanted]))
 
 
-def _recover(config: Audit, base: lineage.Context, radius: float, hints: np.ndarray, target: int, key: jax.Array) -> audit.Recovery:
-    assert base.weights is not None and base.trained is not None
+def _recover(
+    config: Audit, base: lineage.Trained, radius: float, hints: np.ndarray, target: int, key: jax.Array
+) -> audit.Recovery:
     where = {"target": ("test", np.asarray(base.test.y) == target)}
 
     def measure(weights: Weights) -> float:
@@ -123,7 +130,7 @@ def certify_model(config: Certify) -> dict:
     started = time.monotonic()
     certify.check(sigma=config.sigma, eta=config.eta, q=config.q, alpha=config.alpha, draws=config.draws)
     positive(width=config.width, every=config.every)
-    base = lineage.resolve(config.source, expected=MODELS)
+    base = lineage.trained(config.source)
     target = target_of(base, config.target_class)
     contexts = {"this model": base}
     if config.control is not None:
@@ -134,25 +141,25 @@ def certify_model(config: Certify) -> dict:
     labels = np.asarray(base.test.y)
     groups = {f"class {target}": labels == target, "test set": np.ones(len(labels), bool)}
     drawn = {name: _draw(config, context, groups, name) for name, context in contexts.items()}
-    np.savez(config.run / "scores.npz", **{name.replace(" ", "_"): scores for name, scores in drawn.items()})
+    np.savez(
+        config.run / "scores.npz", allow_pickle=False, **{name.replace(" ", "_"): scores for name, scores in drawn.items()}
+    )
     certificates = {
         name: certify.from_scores(
             drawn[name], tuple(groups), sigma=config.sigma, eta=config.eta, params=tree.size(context.weights.params),
             q=config.q, alpha=config.alpha, side=config.side,
         )
         for name, context in contexts.items()
-        if context.weights is not None
     }  # fmt: skip
     section = _certificate_section(config, certificates)
     values = {"target_class": target, "certificates": {name: dataclasses.asdict(c) for name, c in certificates.items()}}
     return runs.finish(config.run, described, values, [section], started)
 
 
-def _draw(config: Certify, context: lineage.Context, groups: dict[str, np.ndarray], name: str) -> np.ndarray:
+def _draw(config: Certify, context: lineage.Trained, groups: dict[str, np.ndarray], name: str) -> np.ndarray:
     """Scores [draws, G] under weight noise, going on from the draws that a checkpoint holds."""
-    assert context.weights is not None
     directory = config.run / runs.CHECKPOINTS / name.replace(" ", "-")
-    blank = {"scores": np.full((config.draws, len(groups)), np.nan)}
+    blank = {"scores": np.full((config.draws, len(groups)), np.nan, np.float32)}
     restored = runs.newest(directory, blank)
     done, scores = (0, blank["scores"]) if restored is None else (restored.step, np.array(restored.state["scores"]))
     if done == config.draws:
@@ -166,39 +173,64 @@ def _draw(config: Certify, context: lineage.Context, groups: dict[str, np.ndarra
             advance(now)
 
         certify.draw_scores(
-            *models.freeze(context.model, context.weights), context.test, jax.random.key(config.seed), sigma=config.sigma,
+            *context.frozen, context.test, jax.random.key(config.seed), sigma=config.sigma,
             draws=config.draws, start=done, groups=groups, width=config.width, every=config.every, after=after,
         )  # fmt: skip
     return scores
 
 
+ABSTAINS = "abstains (n): the draws do not support a bound there; n draws would."
+
+
 def shown(bound: float | None, needed: int | None) -> Cell:
-    """A bound, or the abstention and what would end it."""
-    return bound if bound is not None else f"abstains: needs {'more than any count of' if needed is None else f'{needed:,}'} draws"
+    """A bound, or the abstention with the number of draws that would end it."""
+    return bound if bound is not None else f"abstains ({'no count' if needed is None else f'{needed:,}'})"
 
 
 def _certificate_section(config: Certify, certificates: dict[str, certify.Certificate]) -> Section:
     first = next(iter(certificates.values()))
-
-    rows = tuple((row[0].group, row[0].eta, row[0].eta / config.sigma, *(shown(b.bound, b.draws_needed) for b in row)) for row in zip(*(c.bounds for c in certificates.values())))
+    rows = tuple(
+        (row[0].group, row[0].eta, row[0].eta / config.sigma, *(shown(b.bound, b.draws_needed) for b in row))
+        for row in zip(*(c.bounds for c in certificates.values()))
+    )
     sign = "<=" if config.side == "upper" else ">="
     covered = 1 - config.q if config.side == "lower_published" else config.q
     note = (
-        f"For every move of the weights by at most eta (l2), accuracy under N(0, {config.sigma:g}^2) noise stays {sign} the bound with "
-        f"probability {covered:g}, at confidence {1 - config.alpha:g} for all {first.rows} rows of a model; {first.draws:,} draws; expected noise "
-        f"length {first.noise_norm:.2f}. It bounds a quantile over noise, not the accuracy of one attacked network."
+        f"For every move of the weights by at most eta (l2), accuracy under N(0, {config.sigma:g}^2) noise stays {sign} the "
+        f"bound with probability {covered:g}, at confidence {1 - config.alpha:g} for all {first.rows} rows of a model; "
+        f"{first.draws:,} draws; expected noise length {first.noise_norm:.2f}. It bounds a quantile over noise, not the "
+        f"accuracy of one attacked network. {ABSTAINS}"
     )
-    table = Table(f"Certified {config.side.replace('_', ' ')} bounds on accuracy", ("group", "eta", "eta / sigma", *certificates), rows, note)
+    table = Table(
+        f"Certified {config.side.replace('_', ' ')} bounds on accuracy",
+        ("group", "eta", "eta / sigma", *certificates),
+        rows,
+        note,
+    )
     groups = dict.fromkeys(bound.group for bound in first.bounds)
     curves = tuple(
-        (f"{group}, {name}", config.eta, tuple(b.bound for b in c.bounds if b.group == group)) for group in groups for name, c in certificates.items()
+        (f"{group}, {name}", config.eta, tuple(b.bound for b in c.bounds if b.group == group))
+        for group in groups
+        for name, c in certificates.items()
     )
-    plot = Plot("certificate", "Certified bound against eta", "eta", "accuracy bound", curves, "Where a curve ends the draws do not suffice.")
+    plot = Plot(
+        "certificate",
+        "Certified bound against eta",
+        "eta",
+        "accuracy bound",
+        curves,
+        "Where a curve ends the draws do not suffice.",
+    )
     best = [b for b in first.bounds if b.bound is not None]
     abstained = len(first.bounds) - len(best)
     last = {b.group: b for b in best}
-    claims = "; ".join(f"{group} {sign} {b.bound:.3f} within eta {b.eta:g}" for group, b in last.items()) or "no row can be certified"
-    return Section(f"certify: {config.run.name}", f"{claims}; {abstained} of {len(first.bounds)} rows abstain", (table,), (plot,))
+    claims = (
+        "; ".join(f"{group} {sign} {b.bound:.3f} within eta {b.eta:g}" for group, b in last.items())
+        or "no row can be certified"
+    )
+    return Section(
+        f"certify: {config.run.name}", f"{claims}; {abstained} of {len(first.bounds)} rows abstain", (table,), (plot,)
+    )
 
 
 STAGES = {Audit: audit_model, Certify: certify_model}

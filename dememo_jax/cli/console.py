@@ -17,7 +17,13 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar with elapsed and remaining time; yields `advance(done)`. Off a terminal it stays silent."""
-    columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
         task = bar.add_task(escape(title), total=total, completed=done)
         yield lambda now: bar.update(task, completed=now)

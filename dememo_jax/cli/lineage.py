@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,28 +17,25 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.cli import runs
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Dataset, Method, Model, Perturbation, Weights
+from dememo_jax.types import Apply, Dataset, Method, Model, Params, Perturbation, Weights
 
 NOISE, WEIGHTS, FORGET = "perturbation.npz", "weights", "forget.npy"
 
 
-@dataclass(frozen=True)
-class Context:
-    """Everything that later commands need of the runs before them."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Data to train on: clean, or with a perturbation beside it."""
 
-    name: str  # of the data
+    name: str
     train: Dataset  # clean
     test: Dataset
     classes: int
-    digest: str  # of the data, or of the run that this comes from
+    digest: str  # of the arrays, or of the run that this comes from
     perturbation: Perturbation | None = None
-    trained: dict | None = None  # configuration of the train run
-    weights: Weights | None = None
-    forget: np.ndarray | None = None  # [N]
 
     @functools.cached_property
     def seen(self) -> Dataset:
-        """The training set as the model saw it."""
+        """The training set as a model sees it."""
         return sets.perturb(self.train, self.perturbation)
 
     @property
@@ -45,10 +43,22 @@ class Context:
         """Mask [N] of the protected training examples."""
         return np.zeros(len(self.train.y), bool) if self.perturbation is None else np.asarray(self.perturbation.mask)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Source):
+    """A model, and the data that it was trained on."""
+
+    trained: dict  # configuration of the train run
+    weights: Weights
+    forget: np.ndarray | None  # [N], after an unlearn run
+
     @property
     def model(self) -> Model:
-        assert self.trained is not None
         return model(self.trained["model"], self.classes)
+
+    @property
+    def frozen(self) -> tuple[Apply, Params]:
+        return models.freeze(self.model, self.weights)
 
 
 # --- networks and optimisers: cached, so that runs of one shape in one process share compiled programs -----------
@@ -56,7 +66,8 @@ class Context:
 
 @functools.lru_cache
 def model(name: str, classes: int) -> Model:
-    return models.from_linen({"mlp": nets.mlp, "cnn": nets.cnn, "resnet18": nets.resnet18}[name](classes))
+    makers: dict[str, Callable[[int], Any]] = {"mlp": nets.mlp, "cnn": nets.cnn, "resnet18": nets.resnet18}
+    return models.from_linen(makers[name](classes))
 
 
 @functools.lru_cache
@@ -81,35 +92,43 @@ def method(recipe: Callable[..., Method], net: Model, transform: optax.GradientT
 
 
 @functools.lru_cache(maxsize=4)
-def root(name: str, data_dir: Path | None) -> Context:
-    """The clean data that everything starts from."""
-    train_set, test_set = sources.load(name, data_dir)
-    digest = runs.digest(train_set.x, train_set.y, test_set.x, test_set.y)
-    return Context(name, train_set, test_set, sources.classes(train_set), digest)
+def clean(name: str, data_dir: Path | None) -> Source:
+    """The data set that everything starts from."""
+    train, test = sources.load(name, data_dir)
+    digest = runs.digest(train.x, train.y, test.x, test.y)
+    return Source(name=name, train=train, test=test, classes=sources.classes(train), digest=digest)
 
 
-def resolve(folder: Path, *, expected: tuple[str, ...]) -> Context:
-    """The context after the run in `folder`; BadInput when it is unfinished or of another kind than `expected`."""
+def protected(folder: Path) -> Source:
+    """The data of a finished protect run."""
+    config, digest = _finished(folder, ("protect",))
+    with np.load(folder / NOISE, allow_pickle=False) as noise:
+        perturbation = Perturbation(*(jnp.asarray(noise[name]) for name in Perturbation._fields))
+    return dataclasses.replace(clean(*_located(folder, config)), perturbation=perturbation, digest=digest)
+
+
+def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -> Trained:
+    """The model of a finished train or unlearn run."""
+    config, digest = _finished(folder, expected)
+    if config["command"] == "unlearn":
+        base = trained(folder / config["source"], expected=("train",))
+        forget = np.load(folder / FORGET, allow_pickle=False)
+        return dataclasses.replace(base, weights=_weights(folder, base.model, base), forget=forget, digest=digest)
+    source = clean(*_located(folder, config)) if config["source"] is None else protected(folder / config["source"])
+    source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]), digest=digest)
+    weights = _weights(folder, model(config["model"], source.classes), source)
+    return Trained(**vars(source), trained=config, weights=weights, forget=None)
+
+
+def _finished(folder: Path, expected: tuple[str, ...]) -> tuple[dict, str]:
+    """Configuration and digest of a finished run of an expected command."""
     config = runs.result(folder)["config"]
-    command = config["command"]
-    require(command in expected, f"{folder} is a {command} run; expected a {' or '.join(expected)} run")
-    digest = runs.digest((folder / runs.CONFIG).read_bytes())
-    if config.get("source") is None:
-        base = root(*_located(folder, config))
-    else:
-        base = resolve(folder / config["source"], expected=("protect", "train"))
-    if command == "protect":
-        with np.load(folder / NOISE, allow_pickle=False) as noise:
-            perturbation = Perturbation(*(jax.numpy.asarray(noise[name]) for name in Perturbation._fields))
-        return dataclasses.replace(base, perturbation=perturbation, digest=digest)
-    if command == "train":
-        base = dataclasses.replace(base, perturbation=narrowed(base, config["protected_classes"]), trained=config)
-    forget = np.load(folder / FORGET, allow_pickle=False) if command == "unlearn" else None
-    base = dataclasses.replace(base, forget=forget, digest=digest)
-    return dataclasses.replace(base, weights=_weights(folder, base))
+    wanted = " or ".join(expected)
+    require(config["command"] in expected, f"{folder} is a run of `dememo {config['command']}`; expected one of {wanted}")
+    return config, runs.digest((folder / runs.CONFIG).read_bytes())
 
 
-def narrowed(base: Context, classes: Any) -> Perturbation | None:
+def narrowed(base: Source, classes: Any) -> Perturbation | None:
     """The perturbation, on the given classes only."""
     if base.perturbation is None or not classes:
         require(not classes, "--protected-classes needs a protect run as --from: clean data has no protected classes")
@@ -124,18 +143,20 @@ def _located(folder: Path, config: dict) -> tuple[str, Path | None]:
     return str(folder / name) if name.endswith(".npz") else name, folder / where if where else None
 
 
-def _weights(folder: Path, base: Context) -> Weights:
-    like = jax.eval_shape(base.model.init, jax.random.key(0), base.train.x[:1])
+def _weights(folder: Path, net: Model, base: Source) -> Weights:
+    like = jax.eval_shape(net.init, jax.random.key(0), base.train.x[:1])
     restored, damaged = checkpoint.newest(folder / WEIGHTS, like)
     if restored is None:
-        raise BadInput(f"{folder}: its weights cannot be read ({'; '.join(damaged) or 'none there'}); run it again in a new folder")
+        raise BadInput(
+            f"{folder}: its weights cannot be read ({'; '.join(damaged) or 'none there'}); run it again in a new folder"
+        )
     return restored.state
 
 
 # --- the sets of the paper ---------------------------------------------------------------------------------------
 
 
-def splits(base: Context, forget: np.ndarray, observed: tuple[int, ...]) -> dict[str, tuple[str, np.ndarray]]:
+def splits(base: Source, forget: np.ndarray, observed: tuple[int, ...]) -> dict[str, tuple[str, np.ndarray]]:
     """name -> (which images, mask), as the SoK names them.
 
     Du forgotten protected examples as the model saw them, Duc their clean counterparts, Dut test images of their
@@ -153,9 +174,11 @@ def splits(base: Context, forget: np.ndarray, observed: tuple[int, ...]) -> dict
     return {name: part for name, part in (found | {"Dtr": ("test", rest)}).items() if part[1].any()}
 
 
-def accuracies(base: Context, weights: Weights, parts: dict[str, tuple[str, np.ndarray]]) -> dict[str, float]:
+def accuracies(base: Trained, weights: Weights, parts: dict[str, tuple[str, np.ndarray]]) -> dict[str, float]:
     """Accuracy on each of the splits, and on the whole test set."""
     apply, params = models.freeze(base.model, weights)
     needed = {where for where, _ in parts.values()} | {"test"}
     right = {where: np.asarray(evaluate.correct(apply, params, getattr(base, where))) for where in needed}
-    return {name: float(right[where][mask].mean()) for name, (where, mask) in parts.items()} | {"test": float(right["test"].mean())}
+    return {name: float(right[where][mask].mean()) for name, (where, mask) in parts.items()} | {
+        "test": float(right["test"].mean())
+    }

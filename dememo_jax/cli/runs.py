@@ -79,7 +79,9 @@ def result(folder: Path) -> dict:
     try:
         return json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
-        raise BadInput(f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first") from None
+        raise BadInput(
+            f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first"
+        ) from None
 
 
 def finish(

@@ -1,7 +1,9 @@
 """The commands that make something: protect, train, unlearn. Check everything, claim the folder, work, write."""
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ def positive(**values: float | None) -> None:
 def protect_data(config: Protect) -> dict:
     """`dememo protect`."""
     started = time.monotonic()
-    base = lineage.root(config.data, config.data_dir)
+    base = lineage.clean(config.data, config.data_dir)
     radius = (DIGITS_RADIUS if config.data == "digits" else RADIUS) if config.radius is None else config.radius
     positive(radius=radius, pixels=config.pixels, passes=config.passes, batch=config.batch)
     require(radius <= 1, f"--radius is in pixels of [0, 1], got {radius}")
@@ -44,26 +46,37 @@ def protect_data(config: Protect) -> dict:
         return done
     if config.method == "ops":
         perturbation = protect.one_pixel(base.train, mask, classes=base.classes, pixels=config.pixels)
-        history, budget = [], f"{config.pixels} pixels overwritten"
+        history, budget = list[dict](), f"{config.pixels} pixels overwritten"
     else:
         perturbation, history = _error_minimizing(config, base, radius, mask)
         budget = f"l-inf budget {radius:.3g}"
-    np.savez(config.run / lineage.NOISE, **{name: np.asarray(value) for name, value in perturbation._asdict().items()})
+    np.savez(config.run / lineage.NOISE, allow_pickle=False, **{n: np.asarray(v) for n, v in perturbation._asdict().items()})
     report.write_atomic(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
     learned = f", {len(history)} passes, training error {history[-1]['error']:.1%}" if history else ""
     summary = f"{mask.sum():,} of {len(mask):,} images, {budget}{learned}"
     moved = np.asarray(sets.perturb(base.train, perturbation).x - base.train.x)[mask]
-    values = {
+    values: dict[str, Any] = {
         "method": config.method, "protected": int(mask.sum()), "budget": budget, "history": history,
         "largest_change": float(np.abs(moved).max()), "mean_l2": float(np.sqrt((moved**2).sum(axis=(1, 2, 3))).mean()),
     }  # fmt: skip
-    row = (config.method, values["protected"], budget, values["largest_change"], values["mean_l2"], history[-1]["error"] if history else None)
+    row = (
+        config.method,
+        values["protected"],
+        budget,
+        values["largest_change"],
+        values["mean_l2"],
+        history[-1]["error"] if history else None,
+    )
     columns = ("method", "images", "budget", "largest change", "mean l2", "surrogate error")
-    section = Section(f"protect: {config.method}", summary, (Table("Perturbation", columns, (row,)),), (), (("examples.png", "examples"),))
+    section = Section(
+        f"protect: {config.method}", summary, (Table("Perturbation", columns, (row,)),), (), (("examples.png", "examples"),)
+    )
     return runs.finish(config.run, described, values, [section], started)
 
 
-def _error_minimizing(config: Protect, base: lineage.Context, radius: float, mask: np.ndarray) -> tuple[Perturbation, list[dict]]:
+def _error_minimizing(
+    config: Protect, base: lineage.Source, radius: float, mask: np.ndarray
+) -> tuple[Perturbation, list[dict]]:
     method = protect.error_minimizing(
         lineage.model(config.model, base.classes),
         lineage.tx(0.1, 0.9, 5e-4),
@@ -98,13 +111,17 @@ def _examples(data, perturbation: Perturbation, labels: np.ndarray, mask: np.nda
 def train_victim(config: Train) -> dict:
     """`dememo train`."""
     started = time.monotonic()
-    require(config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both")
+    require(
+        config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
+    )
     positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
-    data = config.data or (None if config.source else "digits")
-    base = lineage.resolve(config.source, expected=("protect",)) if config.source else lineage.root(data or "digits", config.data_dir)
+    if config.source is not None:
+        base = lineage.protected(config.source)
+    else:
+        config = dataclasses.replace(config, data=config.data or "digits")
+        base = lineage.clean(config.data or "digits", config.data_dir)
     perturbation = lineage.narrowed(base, config.protected_classes)
     described = runs.describe(config, source_digest=base.digest)
-    described["data"] = described["data"] or data
     if done := runs.begin(config.run, described):
         return done
     model, per_epoch = lineage.model(config.model, base.classes), sets.steps(len(base.train.y), config.batch, 1)
@@ -126,28 +143,40 @@ def train_victim(config: Train) -> dict:
     test = [entry["test"] for entry in history]
     peak = int(np.argmax(test))
     share = 0.0 if perturbation is None else float(np.mean(perturbation.mask))
-    summary = f"clean test accuracy {test[-1]:.3f} final, {test[peak]:.3f} peak (epoch {peak + 1}); {share:.0%} of the training set protected"
+    accuracy = f"clean test accuracy {test[-1]:.3f} final, {test[peak]:.3f} peak (epoch {peak + 1})"
+    summary = f"{accuracy}; {share:.0%} of the training set protected"
     values = {"final": test[-1], "peak": test[peak], "peak_epoch": peak + 1, "protected_share": share, "history": history}
     epochs = tuple(float(i + 1) for i in range(len(history)))
     curves = tuple((name, epochs, tuple(entry[name] for entry in history)) for name in ("train", "test"))
     row = (config.model, share, values["final"], values["peak"], values["peak_epoch"])
     table = Table("Victim", ("network", "protected share", "final test", "peak test", "peak epoch"), (row,))
-    section = Section(f"train: {config.run.name}", summary, (table,), (Plot("training", "Accuracy while training", "epoch", "accuracy", curves),))
+    section = Section(
+        f"train: {config.run.name}",
+        summary,
+        (table,),
+        (Plot("training", "Accuracy while training", "epoch", "accuracy", curves),),
+    )
     return runs.finish(config.run, described, values, [section], started)
 
 
 def unlearn_data(config: Unlearn) -> dict:
     """`dememo unlearn`."""
     started = time.monotonic()
-    base = lineage.resolve(config.source, expected=("train",))
-    assert base.trained is not None and base.weights is not None
-    defaults = {"retrain": (base.trained["epochs"], base.trained["lr"])} | (UNLEARN_DIGITS if base.name == "digits" else UNLEARN)
-    epochs, lr = (given if given is not None else default for given, default in zip((config.epochs, config.lr), defaults[config.method]))
+    base = lineage.trained(config.source, expected=("train",))
+    defaults: dict[str, Any] = {"retrain": (base.trained["epochs"], base.trained["lr"])} | (
+        UNLEARN_DIGITS if base.name == "digits" else UNLEARN
+    )
+    epochs, lr = defaults[config.method]
+    epochs = epochs if config.epochs is None else config.epochs
+    lr = lr if config.lr is None else config.lr
     positive(epochs=epochs, lr=lr, batch=config.batch)
     forget = _forget_mask(config, base)
     if config.observed_classes:
         sets.of_classes(base.test.y, config.observed_classes)
-    described = runs.describe(config, source_digest=base.digest, forget_digest=runs.digest(forget)) | {"epochs": epochs, "lr": lr}
+    described = runs.describe(config, source_digest=base.digest, forget_digest=runs.digest(forget)) | {
+        "epochs": epochs,
+        "lr": lr,
+    }
     if done := runs.begin(config.run, described):
         return done
     np.save(config.run / lineage.FORGET, forget)
@@ -155,7 +184,9 @@ def unlearn_data(config: Unlearn) -> dict:
     per_epoch = sets.steps(int(count), config.batch, 1)
     momentum, decay = base.trained["momentum"], base.trained["weight_decay"]
     transform = lineage.tx(lr, momentum, decay, per_epoch * epochs if config.method == "retrain" else None)
-    recipe = {"retrain": unlearn.retrain, "finetune": unlearn.finetune, "gradient-ascent": unlearn.gradient_ascent}[config.method]
+    recipe = {"retrain": unlearn.retrain, "finetune": unlearn.finetune, "gradient-ascent": unlearn.gradient_ascent}[
+        config.method
+    ]
     augment = lineage.augmentation(base.trained["augment"])
     method = lineage.method(recipe, base.model, transform, batch=config.batch, augment=augment)
     key, parts = jax.random.key(config.seed), lineage.splits(base, forget, config.observed_classes)
@@ -166,13 +197,17 @@ def unlearn_data(config: Unlearn) -> dict:
     )  # fmt: skip
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
     before, after = lineage.accuracies(base, base.weights, parts), lineage.accuracies(base, state.weights, parts)
-    summary = f"{config.method} of {forget.sum():,} examples: " + ", ".join(f"{n} {before[n]:.3f} -> {after[n]:.3f}" for n in parts)
+    summary = f"{config.method} of {forget.sum():,} examples: " + ", ".join(
+        f"{n} {before[n]:.3f} -> {after[n]:.3f}" for n in parts
+    )
     table = Table("Accuracy", ("model", *before), (("before", *before.values()), ("after", *after.values())), NOTE)
     span = tuple(float(i) for i in range(len(history) + 1))
     curves = tuple((name, span, (before[name], *(entry[name] for entry in history))) for name in before)
     plot = Plot("unlearning", "Accuracy while unlearning", "epoch", "accuracy", curves)
     values = {"method": config.method, "forgotten": int(forget.sum()), "before": before, "after": after, "history": history}
-    return runs.finish(config.run, described, values, [Section(f"unlearn: {config.run.name}", summary, (table,), (plot,))], started)
+    return runs.finish(
+        config.run, described, values, [Section(f"unlearn: {config.run.name}", summary, (table,), (plot,))], started
+    )
 
 
 NOTE = (
@@ -181,12 +216,14 @@ NOTE = (
 )
 
 
-def _forget_mask(config: Unlearn, base: lineage.Context) -> np.ndarray:
+def _forget_mask(config: Unlearn, base: lineage.Trained) -> np.ndarray:
     labels = np.asarray(base.train.y)
     if config.forget_mask is not None:
         require(not config.forget_classes, "give --forget-classes or --forget-mask, not both")
         return sets.check_forget(read_mask(config.forget_mask), len(labels))
-    require(config.forget_classes, "the forget set is empty: name classes with --forget-classes, or examples with --forget-mask")
+    require(
+        config.forget_classes, "the forget set is empty: name classes with --forget-classes, or examples with --forget-mask"
+    )
     key = keys.named(jax.random.key(config.seed), "forget")
     chosen = sets.share_of(key, sets.of_classes(labels, config.forget_classes), labels, config.forget_share)
     return sets.check_forget(chosen, len(labels))

@@ -24,7 +24,9 @@ def one_pixel(data: Dataset, mask=None, *, classes: int, pixels: int = 1) -> Per
     height, width, channels = data.x.shape[1:]
     require(1 <= pixels <= height * width, f"pixels must be between 1 and {height * width}, got {pixels}")
     pairs = height * width * 2**channels
-    require(classes * pixels <= pairs, f"{classes} classes x {pixels} pixels need more than the {pairs} (position, colour) pairs")
+    require(
+        classes * pixels <= pairs, f"{classes} classes x {pixels} pixels need more than the {pairs} (position, colour) pairs"
+    )
     mask = jnp.ones(len(data.y), bool) if mask is None else jnp.asarray(mask, bool)
     delta = _shortcuts(data.x, data.y, mask, classes=classes, pixels=pixels)
     return Perturbation(delta, data.y, mask)

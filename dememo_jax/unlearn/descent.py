@@ -53,7 +53,8 @@ def descent(
 
     def step(key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, dict[str, Array]]:
         def objective(params):
-            weights, total, info = state.weights._replace(params=params), jnp.zeros(()), {}
+            weights, total = state.weights._replace(params=params), jnp.zeros(())
+            info: dict[str, Array] = {}
             for i, term in enumerate(terms):
                 mask = state.forget if term.on == "forget" else ~state.forget
                 examples = sets.shuffled(keys.at(state.order, i), state.step, data, batch, mask)
