@@ -46,12 +46,12 @@ def scores(
     require(np.isfinite(leaves).all() and (leaves >= 0).all() and leaves.any(), f"sigma must be positive, got {sigma}")
     require(stop > start >= 0, f"draws {start}..{stop} are none: ask for at least one")
     require(width >= 1 and (every is None or every >= 1), "width and every must be at least 1")
-    every = stop - start if every is None else every
+    every = min(stop - start, stop - start if every is None else every)
     devices = 1 if over is None else over.size
     parts = []
     for begin in range(start, stop, every):
         wanted = min(every, stop - begin)
-        indices = meshes.padded(np.arange(begin, begin + wanted), devices)
+        indices = meshes.padded(np.arange(begin, begin + every), devices)  # always as many: one compiled program
         part = np.asarray(_draw(models.as_apply(metric), params, data, key, sigma, indices, width=width, over=over))[:wanted]
         bad = ~np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
         if bad.any():

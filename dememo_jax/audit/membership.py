@@ -1,9 +1,11 @@
 """Membership inference on the outputs of one model."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.svm import SVC
 
+from dememo_jax import losses
 from dememo_jax.errors import require
 
 
@@ -39,10 +41,10 @@ def membership_gap(scores: dict[str, float], retrained: dict[str, float]) -> dic
 def _features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Feature name -> [B, features], from logits [B, K] and labels [B]."""
     require(np.isfinite(logits).all(), "the logits to audit must be finite")
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
-    p = np.exp(log_p)
-    return {
-        "correctness": (logits.argmax(axis=1) == labels).astype(np.float64)[:, None],
-        "probability": p,
-        "entropy": -(p * log_p).sum(axis=1, keepdims=True),
+    outputs = jnp.asarray(logits)
+    features = {
+        "correctness": losses.correct(outputs, jnp.asarray(labels))[:, None],
+        "probability": jax.nn.softmax(outputs),
+        "entropy": losses.entropy(outputs)[:, None],
     }
+    return {name: np.asarray(values, np.float64) for name, values in features.items()}

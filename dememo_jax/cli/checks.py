@@ -115,7 +115,7 @@ def _recover(
     method = lineage.method(audit.attack, base.model, transform, shape=config.shape, statistics=config.statistics)
     each = sets.steps(int(hints.sum()), config.batch, 1)
     _, history = runs.resumable(
-        config.run, method, keys.named(key, "recovery"), lambda: method.init(base.weights, radius), base.train,
+        config.run, method, keys.named(key, "recovery"), (base.weights, radius), base.train,
         title=f"recover {config.run.name} at {radius:g}", steps=each * config.epochs, every=each, seconds=20.0,
         record=lambda state, info: {"accuracy": measure(state.inner.weights), "distance": float(info["distance"][-1])},
         batch=config.batch, mask=jnp.asarray(hints),

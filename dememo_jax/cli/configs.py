@@ -139,7 +139,7 @@ class Certify:
     """The class to bound beside the whole test set; default the class that the run forgot."""
     sigma: float = 0.05
     """Standard deviation of the weight noise."""
-    eta: tuple[float, ...] = (0.005, 0.0125, 0.025, 0.05, 0.1)
+    eta: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1)
     """l2 radii to certify."""
     q: float = 0.9
     """Share of the noise that the bound covers."""
@@ -183,7 +183,7 @@ class Quickstart:
     radii: tuple[float, float] = (0.4, 0.8)
     draws: int = 1000
     sigma: float = 0.05
-    eta: tuple[float, ...] = (0.005, 0.0125, 0.025, 0.05, 0.1)
+    eta: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1)
     seed: int = 0
     checkpoint_seconds: float = 20.0
 

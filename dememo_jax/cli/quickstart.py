@@ -11,7 +11,7 @@ from dememo_jax import certify, report
 from dememo_jax.cli import checks, console, runs, stages
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
-from dememo_jax.report import Section, Table
+from dememo_jax.report import Plot, Section, Table
 
 PROTECTED, OBSERVED = (0, 1, 2, 3), (8, 9)
 SHORT: dict[Forget, str] = {"retrain": "retrain", "finetune": "finetune", "gradient-ascent": "ascent"}
@@ -37,6 +37,7 @@ def quickstart(config: Quickstart) -> dict:
             stages.announce(done, part.run)
             values[part.run.name] = done["values"]
             sections += gather(part.run, config.run)
+    console.OUT.rule("[bold]f. report", align="left")
     return runs.finish(config.run, described, values, [overview(config, values), *sections], started, introduction=INTRODUCTION)
 
 
@@ -108,7 +109,24 @@ def overview(config: Quickstart, values: dict[str, dict]) -> Section:
     tables.append(_certificates(config, values))
     clean, worst = victims[0][2], max(victims[1:], key=lambda row: row[2])
     summary = f"Clean test accuracy {clean:.3f} without protection, at most {worst[2]:.3f} with it ({worst[0]})."
-    return Section("Overview", summary, tuple(tables))
+    return Section("Overview", summary, tuple(tables), _plots(config, values))
+
+
+def _plots(config: Quickstart, values: dict[str, dict]) -> tuple[Plot, ...]:
+    """What a victim learns, and what comes back, each in one picture."""
+    histories = {name: values[f"train-{name}"]["history"] for name in ("clean", "ue-s", "ue-c", "ops")}
+    learned = tuple((n, tuple(i + 1.0 for i in range(len(h))), tuple(e["test"] for e in h)) for n, h in histories.items())
+    plots = [Plot("learning", "What victims learn of clean test images", "epoch", "test accuracy", learned)]
+    for c in config.forget:
+        curves = tuple(
+            (f"{short}, radius {r['radius']:g}", tuple(float(i) for i in range(len(r["accuracy"]))), tuple(r["accuracy"]))
+            for short in SHORT.values()
+            for r in values[f"audit-{short}-{c}"]["recovery"]
+        )
+        plots.append(
+            Plot(f"recovery-{c}", f"Recovery of class {c} after unlearning", "epoch of the attack", "accuracy", curves)
+        )
+    return tuple(plots)
 
 
 def _audits(config: Quickstart, values: dict[str, dict]) -> Table:

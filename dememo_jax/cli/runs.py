@@ -135,7 +135,7 @@ def resumable(
     folder: Path,
     method: Method,
     key: Key,
-    init: Callable[[], Any],
+    init: tuple,
     data: Dataset,
     *,
     title: str,
@@ -146,13 +146,15 @@ def resumable(
     stop: Callable[[dict], bool] = lambda entry: False,
     **how: Any,
 ) -> tuple[Any, list[dict]]:
-    """`loop.run` with a progress bar, a history of `record(state, info)` a chunk, and checkpoints to resume from.
+    """`loop.run` from `method.init(*init)`, with a bar, a history of `record(state, info)` a chunk, and checkpoints.
 
     The history is part of every checkpoint, so a resumed run ends with the whole of it.
     """
     directory = folder / CHECKPOINTS / title.replace(" ", "-")
-    restored = newest(directory, jax.eval_shape(init))
-    state, start, history = (init(), 0, []) if restored is None else (restored.state, restored.step, restored.meta["history"])
+    restored = newest(directory, jax.eval_shape(method.init, *init))
+    state, start, history = (
+        (jax.jit(method.init)(*init), 0, []) if restored is None else (restored.state, restored.step, restored.meta["history"])
+    )
     if history and stop(history[-1]):
         return state, history
     offer = saver(directory, seconds)

@@ -89,7 +89,7 @@ def _error_minimizing(
     )
     key = jax.random.key(config.seed)
     state, history = runs.resumable(
-        config.run, method, key, lambda: method.init(key, base.train, jnp.asarray(mask)), base.train,
+        config.run, method, key, (key, base.train, jnp.asarray(mask)), base.train,
         title=f"protect {config.method}", steps=config.passes, every=1, seconds=config.checkpoint_seconds,
         record=lambda _, info: {name: float(value[-1]) for name, value in info.items()},
         stop=lambda entry: entry["error"] <= 0.01,
@@ -135,7 +135,7 @@ def train_victim(config: Train) -> dict:
         return {"loss": float(info["loss"].mean()), "train": float(info["accuracy"].mean()), "test": float(test)}
 
     state, history = runs.resumable(
-        config.run, method, key, lambda: method.init(key, base.train.x[:1]), base.train,
+        config.run, method, key, (key, base.train.x[:1]), base.train,
         title=f"train {config.run.name}", steps=steps, every=per_epoch, seconds=config.checkpoint_seconds,
         record=record, batch=config.batch, perturbation=perturbation,
     )  # fmt: skip
@@ -191,7 +191,7 @@ def unlearn_data(config: Unlearn) -> dict:
     method = lineage.method(recipe, base.model, transform, batch=config.batch, augment=augment)
     key, parts = jax.random.key(config.seed), lineage.splits(base, forget, config.observed_classes)
     state, history = runs.resumable(
-        config.run, method, key, lambda: method.init(key, base.weights, base.seen, forget), base.seen,
+        config.run, method, key, (key, base.weights, base.seen, forget), base.seen,
         title=f"unlearn {config.run.name}", steps=per_epoch * epochs, every=per_epoch, seconds=config.checkpoint_seconds,
         record=lambda state, info: lineage.accuracies(base, state.weights, parts),
     )  # fmt: skip

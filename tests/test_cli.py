@@ -1,0 +1,206 @@
+"""The commands as a user types them: the whole story in a reduced form, chains of runs, refusals."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dememo_jax import cli
+
+DEMEMO = str(Path(sys.executable).with_name("dememo"))
+
+
+def dememo(*arguments, cwd):
+    """The installed command, in a process of its own."""
+    return subprocess.run([DEMEMO, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def inside(*arguments):
+    """The same command in this process; returns its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A small protected victim: one protect run, one train run on its classes 0-3, one unlearn run."""
+    root = tmp_path_factory.mktemp("runs")
+    assert inside("protect", "--run", root / "ops", "--method", "ops") == 0
+    train = ("train", "--run", root / "victim", "--from", root / "ops", "--model", "mlp", "--epochs", 2)
+    assert inside(*train, "--protected-classes", 0, 1, 2, 3) == 0
+    assert inside("unlearn", "--run", root / "ft", "--from", root / "victim", "--forget-classes", 0, "--epochs", 1) == 0
+    return root
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_quickstart_reduced(tmp_path):
+    small = ("--passes", 1, "--epochs", 1, "--recovery-epochs", 2, "--draws", 130, "--eta", 0.005, 0.2)
+    done = dememo("quickstart", "--run", "story", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for heading in ("a. protect", "b. train", "c. unlearn", "d. audit", "e. certify", "f. report", "Certified depth"):
+        assert heading in done.stdout
+    values = result(tmp_path / "story")["values"]
+    assert set(values["unlearn-ascent-0"]["after"]) == {"Du", "Duc", "Dut", "Dtr", "test"}
+    assert set(values["unlearn-ascent-5"]["after"]) == {"Dc", "Dct", "Dtr", "test"}
+    assert set(values["audit-finetune-5"]["membership"]) == {"correctness", "probability", "entropy"}
+    assert set(values["audit-retrain-0"]["membership"].values()) == {0.0}  # the gap of the reference to itself
+    assert [len(r["accuracy"]) for r in values["audit-finetune-0"]["recovery"]] == [3, 3]
+    rows = values["certify-finetune-0"]["certificates"]["this model"]["bounds"]
+    assert {(row["eta"], row["bound"] is None) for row in rows} == {(0.005, False), (0.2, True)}
+    assert all(row["draws_needed"] > 130 for row in rows if row["bound"] is None)
+    page = (tmp_path / "story" / "report.html").read_text()
+    assert "<img" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert (tmp_path / "story" / "learning.png").read_bytes().startswith(b"\x89PNG")
+    again = dememo("quickstart", "--run", "story", *small, cwd=tmp_path)  # finished: shown, not computed
+    assert again.returncode == 0
+    assert "a. protect" not in again.stdout
+    refused = dememo("quickstart", "--run", "story", *small, "--seed", 7, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "seed (there 0, asked 7)" in refused.stderr
+
+
+def test_help_names_every_command_and_method(tmp_path):
+    text = dememo("--help", cwd=tmp_path).stdout
+    assert all(name in text for name in ("quickstart", "protect", "train", "unlearn", "audit", "certify", "report"))
+    assert "{ue-s,ue-c,ops}" in dememo("protect", "--help", cwd=tmp_path).stdout
+    assert "{retrain,finetune,gradient-ascent}" in dememo("unlearn", "--help", cwd=tmp_path).stdout
+
+
+def test_a_run_is_the_input_of_the_next(victim, tmp_path):
+    target = ("--epochs", 2, "--reference", victim / "ft", "--radii", 0.1)
+    assert inside("audit", "--run", tmp_path / "audit", "--from", victim / "ft", *target) == 0
+    assert result(tmp_path / "audit")["values"]["target_class"] == 0  # the class that the run forgot
+    ask = ("--draws", 5, "--target-class", 3, "--side", "lower")
+    assert inside("certify", "--run", tmp_path / "bound", "--from", victim / "victim", *ask) == 0
+    with np.load(tmp_path / "bound" / "scores.npz", allow_pickle=False) as scores:
+        assert scores["this_model"].shape == (5, 2)
+    assert inside("report", tmp_path / "audit", tmp_path / "bound", "--run", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "certify: bound" in page
+    assert "audit: audit" in page
+
+
+def test_run_folders_may_be_moved_together(victim, tmp_path):
+    shutil.copytree(victim, tmp_path / "elsewhere")
+    run = ("unlearn", "--run", tmp_path / "elsewhere" / "ga", "--from", tmp_path / "elsewhere" / "victim")
+    assert inside(*run, "--method", "gradient-ascent", "--forget-classes", 4, "--epochs", 1) == 0
+
+
+def test_npz_data_and_forget_masks(tmp_path):
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (60, 6, 6, 3), np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x[:30], y_test=y[:30])
+    train = ("train", "--run", tmp_path / "v", "--data", tmp_path / "own.npz", "--model", "mlp", "--epochs", 1)
+    assert inside(*train) == 0
+    np.save(tmp_path / "mask.npy", np.arange(60) < 7)
+    unlearn = ("unlearn", "--run", tmp_path / "u", "--from", tmp_path / "v", "--method", "retrain")
+    assert inside(*unlearn, "--forget-mask", tmp_path / "mask.npy") == 0
+    assert result(tmp_path / "u")["values"]["forgotten"] == 7
+    changed = x.copy()
+    changed[0, 0, 0, 0] ^= 1  # one bit of the data: not the same run any more
+    np.savez(tmp_path / "own.npz", x_train=changed, y_train=y, x_test=x[:30], y_test=y[:30])
+    from dememo_jax.cli import lineage
+
+    lineage.clean.cache_clear()
+    assert inside(*train) == cli.BAD_INPUT
+
+
+# what is typed (V: the victim's folder), and what the one sentence says
+REFUSED = {
+    "method": ("protect --run N --method magic", "magic"),
+    "data set": ("train --run N --data no_such_data", "unknown data set 'no_such_data'"),
+    "npz": ("train --run N --data nowhere.npz", "no such file"),
+    "budget": ("protect --run N --radius 0", "--radius must be positive"),
+    "budget nan": ("protect --run N --radius nan", "--radius must be positive"),
+    "share": ("protect --run N --share 0", "share must lie in (0, 1]"),
+    "protect class": ("protect --run N --classes 12", "class [12] does not exist"),
+    "forget class": ("unlearn --run N --from V/victim --forget-classes 10", "class [10] does not exist"),
+    "forget nothing": ("unlearn --run N --from V/victim", "the forget set is empty"),
+    "forget all": ("unlearn --run N --from V/victim --forget-classes 0 1 2 3 4 5 6 7 8 9", "covers all data"),
+    "observed class": ("unlearn --run N --from V/victim --forget-classes 1 --observed-classes 77", "class [77] does not exist"),
+    "eta": ("certify --run N --from V/ft --eta 0.1 -0.1", "eta must be positive"),
+    "sigma": ("certify --run N --from V/ft --sigma 0", "sigma must be positive"),
+    "q": ("certify --run N --from V/ft --q 1", "q must lie strictly between 0 and 1"),
+    "alpha": ("certify --run N --from V/ft --alpha 0", "alpha must lie strictly between 0 and 1"),
+    "draws": ("certify --run N --from V/ft --draws 0", "draws must be at least 1"),
+    "target": ("certify --run N --from V/victim", "--target-class"),
+    "target class": ("audit --run N --from V/ft --target-class 11", "class [11] does not exist"),
+    "radii": ("audit --run N --from V/ft --radii 0.4 0", "--radii must be positive"),
+    "kind of run": ("unlearn --run N --from V/ops --forget-classes 1", "is a run of `dememo protect`; expected"),
+    "no run folder": ("unlearn --run N --from nowhere --forget-classes 1", "no such folder"),
+    "not a run folder": ("train --run V", "not a run folder"),
+    "from and data": ("train --run N --from V/ops --data digits", "not both"),
+    "protected classes": ("train --run N --protected-classes 1", "needs a protect run"),
+    "quickstart classes": ("quickstart --run N --forget 5 6", "must be a protected one"),
+    "quickstart eta": ("quickstart --run N --eta 0", "eta must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_sentence_and_writes_nothing(name, victim, tmp_path, monkeypatch, capsys):
+    typed, sentence = REFUSED[name]
+    monkeypatch.chdir(tmp_path)
+    before = sorted(victim.rglob("*"))
+    assert inside(*(word.replace("V", str(victim), 1) if word[0] == "V" else word for word in typed.split())) == 2
+    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "N").exists()
+    assert sorted(victim.rglob("*")) == before
+
+
+def test_another_configuration_is_refused_by_field(victim, capsys):
+    again = ("train", "--run", victim / "victim", "--from", victim / "ops", "--model", "mlp")
+    before = (victim / "victim" / "result.json").read_bytes()
+    assert inside(*again, "--epochs", 3, "--protected-classes", 0, 1, 2, 3) == 2
+    said = capsys.readouterr().err
+    assert "epochs (there 2, asked 3)" in said
+    assert "lr" not in said
+    assert (victim / "victim" / "result.json").read_bytes() == before
+
+
+def test_an_unfinished_run_is_no_input(victim, tmp_path, capsys):
+    shutil.copytree(victim / "ops", tmp_path / "ops")
+    (tmp_path / "ops" / "result.json").unlink()
+    assert inside("train", "--run", tmp_path / "v", "--from", tmp_path / "ops") == 2
+    assert "is not finished" in capsys.readouterr().err
+
+
+def test_non_finite_loss_names_step_and_quantity(tmp_path, capsys):
+    diverging = ("train", "--run", tmp_path / "v", "--model", "mlp", "--epochs", 1, "--lr", 1e38)
+    assert inside(*diverging) == 1
+    said = capsys.readouterr().err
+    assert "loss became" in said
+    assert "at step" in said
+    assert not (tmp_path / "v" / "result.json").exists()
+
+
+def test_full_and_read_only_disks(tmp_path, monkeypatch, capsys):
+    train = ("train", "--model", "mlp", "--epochs", 1)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert inside(*train, "--run", tmp_path / "a") == 1
+    assert "are free on its disk" in capsys.readouterr().err
+    monkeypatch.undo()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dememo_jax.checkpoint.save", full)
+    assert inside(*train, "--run", tmp_path / "b") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert inside(*train, "--run", tmp_path / "b") == 0  # space again: the same command goes on
+    (tmp_path / "file").write_text("")
+    assert inside(*train, "--run", tmp_path / "file" / "run") == 1
+    assert "cannot write" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""What every Method keeps: deterministic in the key, stable under scan, one trace, vmappable, restorable."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dememo_jax import audit, checkpoint, data, models, nets, projected, protect, train, unlearn
+
+MODEL = models.from_linen(nets.cnn(3, (4, 8)))
+TX = optax.sgd(0.05, momentum=0.9)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    random = np.random.default_rng(0)
+    return data.make(random.random((24, 8, 8, 1), np.float32), np.arange(24) % 3)
+
+
+def unlearned(recipe):
+    method = recipe(MODEL, TX, batch=8)
+    return method, lambda key, d: method.init(key, MODEL.init(key, d.x[:1]), d, d.y == 1)
+
+
+def learned(method):
+    return method, lambda key, d: method.init(key, d.x[:1])
+
+
+def noise(granularity):
+    method = protect.error_minimizing(
+        MODEL, TX, radius=0.1, stride=0.02, classes=3, granularity=granularity, learner_steps=2, inner_steps=2, batch=8
+    )
+    return method, lambda key, d: method.init(key, d, d.y < 2)
+
+
+def attacked():
+    method = audit.attack(MODEL, TX)
+    return method, lambda key, d: method.init(MODEL.init(key, d.x[:1]), 0.3)
+
+
+def within():
+    inner = train.sgd(MODEL, TX)
+    method = projected.within(inner)
+    return method, lambda key, d: method.init(inner.init(key, d.x[:1]), 0.3)
+
+
+# name -> (method, init(key, data), batch or None for the whole set)
+METHODS = {
+    "train.sgd": (*learned(train.sgd(MODEL, TX)), 8),
+    "train.sgd frozen": (*learned(train.sgd(MODEL, TX, mode="frozen")), 8),
+    "projected.within": (*within(), 8),
+    "audit.attack": (*attacked(), 8),
+    "protect.error_minimizing sample": (*noise("sample"), None),
+    "protect.error_minimizing class": (*noise("class"), None),
+    "unlearn.retrain": (*unlearned(unlearn.retrain), None),
+    "unlearn.finetune": (*unlearned(unlearn.finetune), None),
+    "unlearn.gradient_ascent": (*unlearned(unlearn.gradient_ascent), None),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name, examples, tmp_path):
+    chex.clear_trace_counter()  # it counts by name, and every step is called step
+    method, init, batch = METHODS[name]
+    like = jax.eval_shape(lambda key: init(key, examples), KEY)
+    state = jax.jit(init)(KEY, examples)
+    chex.assert_trees_all_equal_shapes_and_dtypes(like, state)
+    given = examples if batch is None else data.uniform(jax.random.key(1), 0, examples, batch)
+    step = jax.jit(chex.assert_max_traces(method.step, n=1))
+    new, info = step(jax.random.key(2), state, given)
+    again, _ = step(jax.random.key(2), state, given)
+    chex.assert_trees_all_equal(new, again)  # deterministic in the key
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)  # stable under scan
+    step(jax.random.key(3), new, given)  # no retrace
+    assert info
+    assert all(jnp.isfinite(value).all() for value in info.values())
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new, state))
+    assert any(moved)  # a step that changes nothing would pass all the rest
+    many, _ = jax.jit(jax.vmap(lambda key: method.step(key, state, given)))(jax.random.split(jax.random.key(3), 3))
+    assert jax.tree.leaves(many)[0].shape[0] == 3
+    checkpoint.save(tmp_path, 0, new)
+    chex.assert_trees_all_equal(checkpoint.restore(tmp_path, 0, like).state, new)

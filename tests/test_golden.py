@@ -1,0 +1,82 @@
+"""Numbers of a small run on digits, pinned: they move only when the mathematics or the random draws do.
+
+If you changed either on purpose, run this file with `-s`, check that the printed numbers make sense, and pin them. If
+you did not, something that should not matter has begun to. The tolerances absorb other machines' floating point.
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dememo_jax import certify, data, evaluate, loop, models, nets, protect, sources, train, unlearn
+
+KEY = jax.random.key(0)
+MODEL = models.from_linen(nets.mlp(10, (32,)))
+TX = optax.sgd(0.1, momentum=0.9)
+EPOCH = 22  # steps of 64
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return sources.load("digits")
+
+
+@pytest.fixture(scope="module")
+def weights(digits):
+    learner = train.sgd(MODEL, TX)
+    run = jax.jit(lambda state, d: loop.scan(learner, KEY, state, d, steps=3 * EPOCH, batch=64))
+    return run(learner.init(KEY, digits[0].x[:1]), digits[0])[0].weights
+
+
+def check(found, pinned, **tolerance):
+    print(np.asarray(found).tolist())
+    np.testing.assert_allclose(found, pinned, **tolerance)
+
+
+def test_training(digits, weights):
+    frozen = models.freeze(MODEL, weights)
+    logits = evaluate.logits(*frozen, digits[1].x[:2])
+    check(float(evaluate.accuracy(*frozen, digits[1])), GOLDEN["accuracy"], atol=0.005)
+    check(np.asarray(logits[0, :3]), GOLDEN["logits"], rtol=0.02, atol=0.02)
+
+
+def test_error_minimizing_noise(digits):
+    method = protect.error_minimizing(MODEL, TX, radius=0.2, stride=0.02, learner_steps=2, batch=128)
+    state = method.init(KEY, digits[0], np.asarray(digits[0].y) < 4)
+    state, info = jax.jit(lambda s, d: loop.scan(method, KEY, s, d, steps=3))(state, digits[0])
+    delta = state.perturbation.delta
+    check(np.asarray(info["error"]), GOLDEN["errors"], atol=0.01)
+    check([float(abs(delta).mean()), float(delta.mean())], GOLDEN["noise"], rtol=0.02)
+
+
+def test_one_pixel(digits):
+    delta = np.asarray(protect.one_pixel(digits[0], classes=10, pixels=1).delta)
+    places = delta.reshape(10, -1)
+    check(abs(places).argmax(axis=1), GOLDEN["places"])
+    check(places.sum(axis=1), GOLDEN["colours"])
+
+
+def test_unlearning_and_certificate(digits, weights):
+    train_set, test_set = digits
+    method = unlearn.gradient_ascent(MODEL, optax.sgd(0.02), batch=64)
+    state = method.init(KEY, weights, train_set, np.asarray(train_set.y) == 3)
+    state, info = jax.jit(lambda s, d: loop.scan(method, KEY, s, d, steps=8))(state, train_set)
+    check(np.asarray(info["forget_loss"]), GOLDEN["forget_loss"], rtol=0.02)
+    groups = {"class 3": np.asarray(test_set.y) == 3, "all": data.of_classes(test_set.y, range(10))}
+    found = certify.depth(
+        *models.freeze(MODEL, state.weights), test_set, KEY, sigma=0.1, eta=(0.02, 0.05), draws=400, groups=groups, width=40
+    )
+    check([row.bound for row in found.bounds], GOLDEN["bounds"], atol=0.02)
+
+
+GOLDEN: dict = {
+    "accuracy": 0.92222,
+    "logits": [2.55289, 0.17792, 6.79073],
+    "errors": [0.64736, 0.42316, 0.33779],
+    "noise": [0.052851, 0.020145],
+    "places": [0, 7, 15, 16, 1, 23, 8, 24, 31, 32],  # pixels that are black in every image of the class
+    "colours": [1.0] * 10,
+    "forget_loss": [0.13355, 0.12030, 0.17823, 0.16439, 0.22785, 0.24551, 0.32898, 0.33149],
+    "bounds": [0.95652, 0.95652, 0.93111, 0.93778],
+}
