@@ -32,6 +32,8 @@ def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = No
 
     Raises OSError when the disk is full or read-only.
     """
+    folder = Path(directory) / str(step)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process that was killed before it could go on
     with _manager(directory, create=True) as manager:
         try:
             manager.save(
@@ -39,7 +41,6 @@ def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = No
             )
         except ValueError as error:  # tensorstore reports the operating system's errors as values
             raise OSError(f"could not write the checkpoint of step {step}: {_first_line(error)}") from error
-    folder = Path(directory) / str(step)
     (folder / SUMS).write_text(json.dumps(_sums(folder)))
 
 

@@ -37,7 +37,10 @@ def scan(
 
     Every step gets a batch that `draw` takes from the examples where `mask` [N], with `perturbation` joined. With
     `batch=None` it gets the whole set, for methods that draw their own batches.
+    Outside jit, raises BadInput for a mask without examples.
     """
+    if mask is not None and not isinstance(mask, jax.core.Tracer):
+        require(np.any(mask), "the mask selects no example to draw batches from")
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
 
     def body(current, t):
@@ -47,11 +50,10 @@ def scan(
     return jax.lax.scan(body, state, start + jnp.arange(steps))
 
 
-_compiled = partial(jax.jit, static_argnames=("method", "steps", "batch", "draw"))(
-    lambda method, key, state, data, start, mask, perturbation, steps, batch, draw: scan(
-        method, key, state, data, steps=steps, batch=batch, start=start, mask=mask, perturbation=perturbation, draw=draw
-    )
-)
+@partial(jax.jit, static_argnames=("method", "steps", "batch", "draw"))
+def _chunk(method, key, state, data, start, mask, perturbation, *, steps, batch, draw):
+    how = {"steps": steps, "batch": batch, "start": start, "mask": mask, "perturbation": perturbation, "draw": draw}
+    return scan(method, key, state, data, **how)
 
 
 def run(
@@ -75,10 +77,11 @@ def run(
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
     """
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
+    require(mask is None or np.any(mask), "the mask selects no example to draw batches from")
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
     for begin in range(start, steps, every):
         count = min(every, steps - begin)
-        state, info = _compiled(
+        state, info = _chunk(
             method, key, state, data, jnp.asarray(begin), mask, perturbation, steps=count, batch=batch, draw=draw
         )
         host = {name: np.asarray(values) for name, values in info.items()}

@@ -36,7 +36,9 @@ def victim(tmp_path_factory):
     assert inside("protect", "--run", root / "ops", "--method", "ops") == 0
     train = ("train", "--run", root / "victim", "--from", root / "ops", "--model", "mlp", "--epochs", 2)
     assert inside(*train, "--protected-classes", 0, 1, 2, 3) == 0
-    assert inside("unlearn", "--run", root / "ft", "--from", root / "victim", "--forget-classes", 0, "--epochs", 1) == 0
+    for method, folder in (("finetune", "ft"), ("retrain", "rt")):
+        unlearn = ("unlearn", "--run", root / folder, "--from", root / "victim", "--method", method)
+        assert inside(*unlearn, "--forget-classes", 0, "--epochs", 1) == 0
     return root
 
 
@@ -79,7 +81,7 @@ def test_help_names_every_command_and_method(tmp_path):
 
 
 def test_a_run_is_the_input_of_the_next(victim, tmp_path):
-    target = ("--epochs", 2, "--reference", victim / "ft", "--radii", 0.1)
+    target = ("--epochs", 2, "--reference", victim / "rt", "--radii", 0.1)
     assert inside("audit", "--run", tmp_path / "audit", "--from", victim / "ft", *target) == 0
     assert result(tmp_path / "audit")["values"]["target_class"] == 0  # the class that the run forgot
     ask = ("--draws", 5, "--target-class", 3, "--side", "lower")
@@ -90,6 +92,14 @@ def test_a_run_is_the_input_of_the_next(victim, tmp_path):
     page = (tmp_path / "page" / "report.html").read_text()
     assert "certify: bound" in page
     assert "audit: audit" in page
+
+
+def test_killed_between_weights_and_result(victim, tmp_path):
+    shutil.copytree(victim, tmp_path / "copy")
+    train = ("train", "--from", tmp_path / "copy" / "ops", "--run", tmp_path / "copy" / "victim", "--model", "mlp")
+    (tmp_path / "copy" / "victim" / "result.json").unlink()
+    assert inside(*train, "--epochs", 2, "--protected-classes", 0, 1, 2, 3) == 0
+    assert result(tmp_path / "copy" / "victim")["values"] == result(victim / "victim")["values"]
 
 
 def test_run_folders_may_be_moved_together(victim, tmp_path):
@@ -137,6 +147,8 @@ REFUSED = {
     "draws": ("certify --run N --from V/ft --draws 0", "draws must be at least 1"),
     "target": ("certify --run N --from V/victim", "--target-class"),
     "target class": ("audit --run N --from V/ft --target-class 11", "class [11] does not exist"),
+    "reference": ("audit --run N --from V/ft --reference V/ft", "must be a run of `dememo unlearn --method retrain`"),
+    "reference class": ("audit --run N --from V/victim --target-class 2 --reference V/rt", "must have forgotten all of them"),
     "radii": ("audit --run N --from V/ft --radii 0.4 0", "--radii must be positive"),
     "kind of run": ("unlearn --run N --from V/ops --forget-classes 1", "is a run of `dememo protect`; expected"),
     "no run folder": ("unlearn --run N --from nowhere --forget-classes 1", "no such folder"),

@@ -37,6 +37,15 @@ def companion(base: lineage.Trained, folder: Path, flag: str) -> lineage.Trained
     return other
 
 
+def _retrained(base: lineage.Trained, folder: Path, target: int) -> lineage.Trained:
+    """The model that never saw the target class."""
+    other = companion(base, folder, "--reference")
+    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
+    unseen = other.forget is not None and bool(other.forget[np.asarray(base.train.y) == target].all())
+    require(unseen, f"--reference {folder} was retrained with examples of class {target}; it must have forgotten all of them")
+    return other
+
+
 def audit_model(config: Audit) -> dict:
     """`dememo audit`."""
     started = time.monotonic()
@@ -45,7 +54,7 @@ def audit_model(config: Audit) -> dict:
     positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
     base = lineage.trained(config.source)
     target = target_of(base, config.target_class)
-    reference = None if config.reference is None else companion(base, config.reference, "--reference")
+    reference = None if config.reference is None else _retrained(base, config.reference, target)
     labels = np.asarray(base.train.y)
     key = jax.random.key(config.seed)
     hints = sets.share_of(keys.named(key, "hints"), labels == target, labels, config.hint_share)

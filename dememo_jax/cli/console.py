@@ -1,5 +1,6 @@
 """What the user sees on the terminal: progress bars, one-line results, tables, warnings."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,12 @@ from dememo_jax import report
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+LOG_SECONDS = 30.0  # between lines of progress in a log file
 
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with elapsed and remaining time; yields `advance(done)`. Off a terminal it stays silent."""
+    """A bar with elapsed and remaining time, or a line now and then where there is no terminal; yields `advance(done)`."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -24,9 +26,20 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    started = spoken = time.monotonic()
     with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
         task = bar.add_task(escape(title), total=total, completed=done)
-        yield lambda now: bar.update(task, completed=now)
+
+        def advance(now: int) -> None:
+            nonlocal spoken
+            bar.update(task, completed=now)
+            moment = time.monotonic()
+            if bar.disable and moment - spoken >= LOG_SECONDS and now < total:
+                left = (moment - started) / (now - done) * (total - now)
+                say(f"{title}: {now:,} of {total:,}, about {left:,.0f} s left")
+                spoken = moment
+
+        yield advance
 
 
 def result(title: str, summary: str, seconds: float) -> None:

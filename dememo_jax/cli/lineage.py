@@ -51,6 +51,7 @@ class Trained(Source):
     trained: dict  # configuration of the train run
     weights: Weights
     forget: np.ndarray | None  # [N], after an unlearn run
+    unlearned: str | None  # by which method
 
     @property
     def model(self) -> Model:
@@ -113,11 +114,13 @@ def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -
     if config["command"] == "unlearn":
         base = trained(folder / config["source"], expected=("train",))
         forget = np.load(folder / FORGET, allow_pickle=False)
-        return dataclasses.replace(base, weights=_weights(folder, base.model, base), forget=forget, digest=digest)
+        return dataclasses.replace(
+            base, weights=_weights(folder, base.model, base), forget=forget, unlearned=config["method"], digest=digest
+        )
     source = clean(*_located(folder, config)) if config["source"] is None else protected(folder / config["source"])
     source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]), digest=digest)
     weights = _weights(folder, model(config["model"], source.classes), source)
-    return Trained(**vars(source), trained=config, weights=weights, forget=None)
+    return Trained(**vars(source), trained=config, weights=weights, forget=None, unlearned=None)
 
 
 def _finished(folder: Path, expected: tuple[str, ...]) -> tuple[dict, str]:

@@ -43,10 +43,13 @@ def descent(
     init(key, weights, data, forget): `forget` is a mask [N] over `data`; with `fresh` the given weights only lend
     their place and the run starts from `model.init`. step(key, state, data) gets the whole set. Batch norm is updated
     on the batches (`mode="fit"`, as published) or left as it is (`"frozen"`). Info: one `loss` a term, unweighted.
+    Outside jit, init raises BadInput for a forget set that is empty or covers all data.
     """
     require(terms and all(term.on in ("retain", "forget") for term in terms), "need terms on 'retain' or 'forget'")
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
+        if not isinstance(forget, jax.core.Tracer):
+            sets.check_forget(forget, len(data.y))
         weights = model.init(keys.named(key, "weights"), data.x[:1]) if fresh else weights
         opt = tx.init(weights.params)
         return DescentState(weights, opt, jnp.asarray(forget, bool), keys.named(key, "order"), jnp.zeros((), jnp.int32))
