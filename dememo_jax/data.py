@@ -79,10 +79,10 @@ def steps(count: int, batch: int, epochs: int) -> int:
     return math.ceil(count / batch) * epochs
 
 
-def blocks(count: int, batch: int) -> np.ndarray:
-    """Positions [n, batch] that go once over 0..count-1 in order; the last row repeats the last position."""
-    rows = math.ceil(count / batch)
-    return np.minimum(np.arange(rows * batch), count - 1).reshape(rows, batch).astype(np.int32)
+def blocks(count: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [n, batch] that go once over 0..count-1 in order, and a mask [n, batch] of those that are not padding."""
+    at = np.arange(math.ceil(count / batch) * batch).reshape(-1, batch)
+    return np.minimum(at, count - 1).astype(np.int32), at < count
 
 
 # --- masks -------------------------------------------------------------------------------------------------------

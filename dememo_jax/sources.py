@@ -1,6 +1,7 @@
 """Data sets from disk to memory: scikit-learn's digits, an `.npz` file, or TensorFlow Datasets. Nothing is unpickled."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,11 @@ def check(x_train, y_train, x_test, y_test, *, where: str) -> None:
         f"{where}: train and test images differ in shape, {list(x_train.shape[1:])} and {list(x_test.shape[1:])}",
     )
     present = np.unique(y_train)
-    missing = np.setdiff1d(np.arange(present[-1] + 1), present)
+    gap = np.flatnonzero(present != np.arange(len(present)))
     require(len(present) > 1, f"{where}: y_train has a single class; at least two are needed")
     require(
-        not len(missing), f"{where}: y_train has labels up to {present[-1]} but none is {missing[:1]}; renumber them 0..K-1"
+        not len(gap),
+        f"{where}: y_train has labels out of range: up to {present[-1]} but none is {gap[:1]}; renumber them 0..K-1",
     )
     require(y_test.max() <= present[-1], f"{where}: y_test has labels out of range: {y_test.max()}, expected 0..{present[-1]}")
 
@@ -77,15 +79,17 @@ def _digits():
 def _npz(path: Path):
     require(path.suffix == ".npz", f"{path}: data files must be .npz, got {path.suffix or 'no suffix'!r}")
     require(path.is_file(), f"{path}: no such file; --data takes digits, a TFDS name or a path to an .npz")
+    require(zipfile.is_zipfile(path), f"{path}: not a readable .npz of plain arrays (it is no zip archive, or a truncated one)")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in KEYS if key not in file]
-            require(not missing, f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {', '.join(file)}")
-            return tuple(file[key] for key in KEYS)
-    except BadInput:
-        raise
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            found, arrays = list(file), {key: file[key] for key in KEYS if key in file}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadInput(f"{path}: not a readable .npz of plain arrays ({error})") from error
+    missing = [key for key in KEYS if key not in arrays]
+    require(not missing, f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {', '.join(found)}")
+    plain = all(isinstance(array, np.ndarray) for array in arrays.values())
+    require(plain, f"{path}: not a readable .npz of plain arrays (a member is no array)")
+    return tuple(arrays[key] for key in KEYS)
 
 
 def _tfds(name: str, data_dir: str | Path | None):
@@ -93,10 +97,9 @@ def _tfds(name: str, data_dir: str | Path | None):
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-        raise BadInput(
-            f"unknown data set {name!r}: expected digits, a path to an .npz, or the name of a data set in TFDS"
-        ) from None
+    except ValueError:  # an unknown name, version or configuration
+        known = "digits, a path to an .npz, or the name of a data set in TFDS"
+        raise BadInput(f"unknown data set {name!r}: expected {known}") from None
     try:
         source = builder.as_data_source()
     except (NotImplementedError, AssertionError, FileNotFoundError, ValueError) as error:

@@ -21,6 +21,8 @@ def membership_scores(member, nonmember, target) -> dict[str, float]:
     These rates have no false-positive control and correctness is close to plain accuracy: only the gap to a model
     retrained without the target means anything (`membership_gap`). Raises BadInput for an empty set.
     """
+    for logits, labels in (member, nonmember, target):
+        require(len(logits) == len(labels), f"need one label a row of logits, got {len(logits)} rows and {len(labels)} labels")
     count = min(len(member[1]), len(nonmember[1]))
     require(count and len(target[1]), "membership scores need at least one member, one nonmember and one target example")
     shadow = [_features(np.asarray(logits)[:count], np.asarray(labels)[:count]) for logits, labels in (member, nonmember)]

@@ -1,5 +1,6 @@
 """How much comes back: the recovery attack in a ball of weights."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,14 +25,16 @@ class Recovery:
     distance: tuple[float, ...]  # l2 distance of the weights from where they started, after every epoch
 
 
+@functools.lru_cache(maxsize=32)
 def attack(model: Model, tx: optax.GradientTransformation, *, shape: str = "ball", statistics: str = "frozen") -> Method:
     """Descent on hint data, projected after every step onto the l2 ball (or sphere) around the attacked weights.
 
     init(weights, radius); one radius in the state serves a sweep in one compiled program. The ball spans all params.
     The published code rescales onto the sphere and lets batch-norm statistics run: `shape="sphere",
-    statistics="fit"`.
+    statistics="fit"`. The same arguments give the same Method, so that a sweep compiles once.
     """
     require(shape in ("ball", "sphere"), f"shape must be 'ball' or 'sphere', got {shape!r}")
+    require(statistics in ("frozen", "fit"), f"statistics must be 'frozen' or 'fit', got {statistics!r}")
     project = tree.project_ball if shape == "ball" else tree.project_sphere
     held = projected.within(train.sgd(model, tx, mode=statistics), project)
     return Method(lambda weights, radius: held.init(train.start(tx, weights), radius), held.step)
@@ -84,6 +87,7 @@ def recover(
     return Recovery(radius, shape, statistics, int(held.sum()), tuple(accuracy), tuple(distance))
 
 
+@functools.lru_cache(maxsize=32)
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:
     """The published attacker's optimiser: gradient clipped at 5, weight decay towards zero, momentum 0.9."""
     return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9))

@@ -49,10 +49,11 @@ class Certificate:
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
-def check(*, sigma: float, eta: Sequence[float], q: float, alpha: float, draws: int) -> None:
+def check(*, sigma: float, eta: Sequence[float], q: float, alpha: float, draws: int, side: str = "upper") -> None:
     """Raise BadInput unless the numbers of a certificate make sense; cheap, for before the long work."""
     require(np.isfinite(sigma) and sigma > 0, f"sigma must be positive, got {sigma}")
-    require(len(eta) > 0, "name at least one eta")
+    require(side in SIDES, f"side must be one of {', '.join(SIDES)}, got {side!r}")
+    require(np.ndim(eta) == 1 and len(eta) > 0, f"eta must be a sequence of at least one radius, got {eta!r}")
     for value in eta:
         require(np.isfinite(value) and value > 0, f"eta must be positive, got {value}")
     require(0 < q < 1, f"q must lie strictly between 0 and 1, got {q}")
@@ -81,9 +82,9 @@ def from_scores(
     """
     scores = np.asarray(scores, np.float64)
     require(scores.ndim == 2 and scores.shape[1] == len(groups), f"scores must be [draws, {len(groups)}], got {scores.shape}")
-    require(side in SIDES, f"side must be one of {', '.join(SIDES)}, got {side!r}")
+    require(np.isfinite(scores).all(), "scores must be finite")
     draws = len(scores)
-    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws)
+    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws, side=side)
     rows = len(groups) * len(eta) if simultaneous else 1
     covered = 1.0 - q if side == "lower_published" else q
     quantile = bounds.quantile_upper if side == "upper" else bounds.quantile_lower
@@ -182,7 +183,7 @@ def depth(
     apply: `(params, x [B, ...]) -> logits [B, K]` in evaluation mode. groups: name -> mask [N]; default one group "all".
     Raises BadInput for sigma or eta not positive, q or alpha outside (0, 1), draws < 1, an empty group.
     """
-    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws)
+    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws, side=side)
     names, _ = evaluate.stack_groups(groups, len(data.y))
     scores = draw_scores(apply, params, data, key, sigma=sigma, draws=draws, groups=groups, batch=batch, width=width, over=over)
     size = tree.size(params)

@@ -41,6 +41,7 @@ def alternate(
     class's examples in the batch, batch after batch. Info: mean learner `loss`, and the `error` of the learner in
     evaluation mode on the protected data after the pass (the published stop test is error <= 0.01).
     """
+    merge = _replace if granularity == "sample" else _average
 
     def init(key: Key, data: Dataset, mask: Array | None = None) -> BilevelState:
         start = learner.init(keys.named(key, "learner"), data.x[:1])
@@ -58,32 +59,31 @@ def alternate(
         trained, info = jax.lax.scan(learn, state.learner, jnp.arange(learner_steps))
 
         def improve(perturbation, job):
-            number, at = job
-            examples = sets.take(data, at)
-            rows, valid = perturbation.row[at], perturbation.mask[at]
-            old = perturbation.delta[rows]
-            new = refine(keys.at(to_refine, number), trained.weights, examples, old)
-            new = jnp.where(valid.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-            merged = perturbation.delta.at[rows].set(new) if granularity == "sample" else _means(perturbation, rows, valid, new)
-            return perturbation._replace(delta=merged), None
+            number, at, real = job
+            rows = jnp.where(perturbation.mask[at] & real, perturbation.row[at], len(perturbation.delta))  # beyond: dropped
+            old = perturbation.delta[perturbation.row[at]]
+            new = refine(keys.at(to_refine, number), trained.weights, sets.take(data, at), old)
+            return perturbation._replace(delta=merge(perturbation.delta, rows, new)), None
 
-        blocks = jnp.asarray(sets.blocks(len(data.y), batch))
-        jobs = (jnp.arange(len(blocks)), blocks)
+        at, real = sets.blocks(len(data.y), batch)
+        jobs = (jnp.arange(len(at)), jnp.asarray(at), jnp.asarray(real))
         perturbation = jax.lax.scan(improve, state.perturbation, jobs)[0]
-        error = _error(model, trained.weights, data, perturbation, blocks)
+        error = _error(model, trained.weights, data, perturbation, jnp.asarray(at))
         new = BilevelState(trained, perturbation, state.order, state.step + 1)
         return new, {"loss": info["loss"].mean(), "error": error}
 
     return Method(init, step)
 
 
-def _means(perturbation: Perturbation, rows: Array, valid: Array, new: Array) -> Array:
-    """The noise table with every row that has valid examples replaced by their mean."""
-    weight = valid.astype(new.dtype)
-    count = jnp.zeros(len(perturbation.delta)).at[rows].add(weight)
-    shape = (-1, *[1] * (new.ndim - 1))
-    total = jnp.zeros_like(perturbation.delta).at[rows].add(new * weight.reshape(shape))
-    return jnp.where(count.reshape(shape) > 0, total / jnp.maximum(count, 1).reshape(shape), perturbation.delta)
+def _replace(delta: Array, rows: Array, new: Array) -> Array:
+    return delta.at[rows].set(new, mode="drop")
+
+
+def _average(delta: Array, rows: Array, new: Array) -> Array:
+    """The noise table with every row that `rows` names replaced by the mean of its new noise."""
+    count = jnp.zeros((len(delta), *[1] * (delta.ndim - 1))).at[rows].add(1.0, mode="drop")
+    total = jnp.zeros_like(delta).at[rows].add(new, mode="drop")
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), delta)
 
 
 def _error(model: Model, weights: Weights, data: Dataset, perturbation: Perturbation, blocks: Array) -> Array:

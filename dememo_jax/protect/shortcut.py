@@ -23,10 +23,9 @@ def one_pixel(data: Dataset, mask=None, *, classes: int, pixels: int = 1) -> Per
     """
     height, width, channels = data.x.shape[1:]
     require(1 <= pixels <= height * width, f"pixels must be between 1 and {height * width}, got {pixels}")
-    pairs = height * width * 2**channels
-    require(
-        classes * pixels <= pairs, f"{classes} classes x {pixels} pixels need more than the {pairs} (position, colour) pairs"
-    )
+    closed = (classes - 1) * pixels // 2**channels  # positions whose every colour earlier classes may have taken
+    enough = height * width - closed >= pixels
+    require(enough, f"{height} x {width} images have too few pixels for {classes} classes with {pixels} of their own")
     mask = jnp.ones(len(data.y), bool) if mask is None else jnp.asarray(mask, bool)
     delta = _shortcuts(data.x, data.y, mask, classes=classes, pixels=pixels)
     return Perturbation(delta, data.y, mask)

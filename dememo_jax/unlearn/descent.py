@@ -42,10 +42,13 @@ def descent(
 
     init(key, weights, data, forget): `forget` is a mask [N] over `data`; with `fresh` the given weights only lend
     their place and the run starts from `model.init`. step(key, state, data) gets the whole set. Batch norm is updated
-    on the batches (`mode="fit"`, as published) or left as it is (`"frozen"`). Info: one `loss` a term, unweighted.
+    on the batches (`mode="fit"`, as published) or left as it is (`"frozen"`). Info: one loss a term, unweighted, such as
+    `retain_loss`, numbered where two terms share a set.
     Outside jit, init raises BadInput for a forget set that is empty or covers all data.
     """
-    require(terms and all(term.on in ("retain", "forget") for term in terms), "need terms on 'retain' or 'forget'")
+    sides = [term.on for term in terms]
+    require(sides and set(sides) <= {"retain", "forget"}, f"need terms on 'retain' or 'forget', got {sides}")
+    names = [f"{side}_loss" + f"_{i}" * (sides.count(side) > 1) for i, side in enumerate(sides)]
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
         if not isinstance(forget, jax.core.Tracer):
@@ -65,7 +68,7 @@ def descent(
                 x = examples.x if augment is None else augment(to_augment, examples.x)
                 logits, weights = train.forward(model, mode, weights, x, to_fit)
                 value = term.loss(logits, examples.y).mean()
-                total, info = total + term.weight * value, info | {f"{term.on}_loss": value}
+                total, info = total + term.weight * value, info | {names[i]: value}
             return total, (weights, info)
 
         grads, (weights, info) = jax.grad(objective, has_aux=True)(state.weights.params)

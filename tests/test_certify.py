@@ -1,0 +1,306 @@
+"""Certificates against closed forms, simulated clouds, tables worked out by hand, and networks of each kind."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from scipy import special, stats
+
+from dememo_jax import audit, certify, models
+from dememo_jax import data as sets
+from dememo_jax.errors import BadInput
+from dememo_jax.types import Weights
+
+SIGMA, Q, ALPHA, DRAWS, ETA = 0.25, 0.9, 0.01, 3000, (0.0625, 0.125, 0.25)
+TX = optax.sgd(0.3, momentum=0.9)
+U = np.array([0.6, -0.48, 0.0, 0.64])  # a unit vector
+W = np.array([0.3, -0.1, 0.2, 0.4])
+GRID = U @ W + SIGMA * np.linspace(-4, 4, 401)
+
+# --- a network whose accuracy is a known function of u.w: the share of thresholds below it ----------------------------
+
+
+def staircase(params, x):
+    logit = jnp.tensordot(jnp.asarray(U, jnp.float32), params["w"], 1)
+    return jnp.stack([x.reshape(-1), jnp.broadcast_to(logit, len(x))], axis=1)
+
+
+@pytest.fixture(scope="module")
+def stairs():
+    return sets.make(GRID.astype(np.float32).reshape(-1, 1, 1, 1), np.ones(401, int))
+
+
+def certify_stairs(stairs, **how):
+    how = {"sigma": SIGMA, "eta": ETA, "q": Q, "draws": DRAWS, "alpha": ALPHA} | how
+    return certify.depth(staircase, {"w": jnp.asarray(W, jnp.float32)}, stairs, jax.random.key(0), **how)
+
+
+@pytest.fixture(scope="module")
+def drawn(stairs):
+    params = {"w": jnp.asarray(W, jnp.float32)}
+    return certify.draw_scores(staircase, params, stairs, jax.random.key(0), sigma=SIGMA, draws=DRAWS)
+
+
+def of_drawn(drawn, side, **how):
+    how = {"sigma": SIGMA, "eta": ETA, "q": Q, "alpha": ALPHA, "params": 4} | how
+    return certify.from_scores(drawn, ["all"], side=side, **how)
+
+
+def share_below(bound, move):
+    """P[accuracy <= bound] under the cloud whose u.w is moved by `move`: exact."""
+    steps = round(bound * 401)
+    return stats.norm.cdf((GRID[steps] - U @ W - move) / SIGMA) if steps < 401 else 1.0
+
+
+@pytest.mark.parametrize("side", ["upper", "lower", "lower_published"])
+def test_exact_coverage_in_the_worst_direction(drawn, side):
+    for row in of_drawn(drawn, side).bounds:
+        covered = share_below(row.bound, row.eta) if side == "upper" else 1 - share_below(row.bound - 1 / 401, -row.eta)
+        promised = 1 - Q if side == "lower_published" else Q
+        assert promised <= covered <= promised + 0.035  # holds, and is tight: the theorem is attained here
+        level = special.ndtr(special.ndtri(promised) + row.eta / SIGMA)
+        assert row.level == pytest.approx(level, rel=1e-12)
+
+
+@pytest.mark.parametrize("side", ["upper", "lower"])
+def test_simulated_clouds_are_covered(drawn, side):
+    rng = np.random.default_rng(5)
+    directions = [U, -U, *(v / np.linalg.norm(v) for v in rng.normal(size=(4, 4)))]
+    least = 1.0
+    for row in of_drawn(drawn, side).bounds:
+        for v in directions:
+            cloud = W + row.eta * v + SIGMA * rng.normal(size=(4000, 4))
+            accuracy = np.searchsorted(GRID, cloud @ U) / 401
+            covered = (accuracy <= row.bound + 1e-6 if side == "upper" else accuracy >= row.bound - 1e-6).mean()
+            least = min(least, covered)
+            assert covered >= Q - 4 * np.sqrt(Q * (1 - Q) / 4000)
+    assert least < Q + 0.05  # one of the directions is the worst, and comes close to the promise
+
+
+def test_depth_is_draw_scores_and_from_scores(stairs, drawn):
+    assert certify_stairs(stairs) == of_drawn(drawn, "upper")
+    assert drawn.shape == (DRAWS, 1)
+    # The draws have the law they should: accuracy is the share of the grid below N(u.w, sigma^2).
+    expected = np.searchsorted(GRID, U @ W + SIGMA * np.random.default_rng(0).normal(size=DRAWS)) / 401
+    assert stats.ks_2samp(np.round(drawn[:, 0] * 401), np.round(expected * 401)).pvalue > 1e-3
+
+
+def test_groups_share_one_pass(stairs):
+    groups = {"low": np.arange(401) < 200, "odd": np.arange(401) % 2 == 1}
+    how = {"draws": 500, "simultaneous": False}
+    both = certify_stairs(stairs, groups=groups, **how)
+    assert [(row.group, row.eta) for row in both.bounds] == [(name, eta) for name in groups for eta in ETA]
+    for name, mask in groups.items():
+        alone = certify_stairs(sets.select(stairs, mask), **how)
+        got = [row.bound for row in both.bounds if row.group == name]
+        np.testing.assert_allclose(got, [row.bound for row in alone.bounds], atol=1e-6)
+
+
+# --- what the draws can and cannot support ---------------------------------------------------------------------------
+
+
+def of_scores(scores, **how):
+    scores = np.asarray(scores, float)
+    scores = scores if scores.ndim == 2 else scores[:, None]
+    names = [f"g{j}" for j in range(scores.shape[1])]
+    how = {"sigma": 1.0, "eta": (0.5,), "params": 9} | how
+    return certify.from_scores(scores, names, **how)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "q", "needed"),
+    [
+        (0.01, 0.9, (71, 121, 407, 8_920)),
+        (0.01, 0.99, (921, 1_954, 10_465, 607_533)),
+        (0.001, 0.9, (107, 182, 611, 13_379)),
+        (0.001, 0.99, (1_381, 2_931, 15_698, 911_299)),
+    ],
+)
+def test_draws_needed(alpha, q, needed):
+    got = of_scores(np.linspace(0, 1, 50), eta=(0.25, 0.5, 1, 2), q=q, alpha=alpha, simultaneous=False)
+    assert tuple(row.draws_needed for row in got.bounds) == needed
+    for row, count in zip(got.bounds, needed, strict=True):
+        assert row.bound is None
+        assert str(count) in row.reason
+        assert "50" in row.reason
+    assert got.rows == 1
+
+
+def test_alpha_is_split_over_all_rows():
+    two_by_five = of_scores(np.zeros((10, 2)), eta=(0.25, 0.5, 1, 2, 3))
+    assert two_by_five.rows == 10
+    assert [row.draws_needed for row in two_by_five.bounds][:4] == [107, 182, 611, 13_379]  # alpha = 0.001
+    many = of_scores(np.zeros((1000, 26)), eta=(0.5,))
+    assert {row.draws_needed for row in many.bounds} == {207}
+    assert many.largest_eta == pytest.approx(1.135, abs=5e-4)
+    assert of_scores(np.zeros((1000, 26)), simultaneous=False).largest_eta == pytest.approx(1.323, abs=5e-4)
+    assert of_scores(np.zeros(1000), sigma=0.25).largest_eta == pytest.approx(0.331, abs=5e-4)
+    assert of_scores(np.zeros(9), sigma=0.25).noise_norm == pytest.approx(0.75)  # sigma * sqrt(9 parameters)
+
+
+@pytest.mark.parametrize("side", ["upper", "lower"])
+def test_abstains_rather_than_showing_the_extreme_draw(side):
+    scores = np.random.default_rng(0).uniform(size=121)
+    assert of_scores(scores[:120], side=side).bounds[0].bound is None
+    extreme = scores.max() if side == "upper" else scores.min()
+    assert of_scores(scores, side=side).bounds[0].bound == extreme  # 121 draws are just enough
+    assert of_scores(scores, side=side).bounds[0].reason is None
+    far = of_scores(scores, side=side, eta=(60.0,)).bounds[0]
+    assert far.bound is None
+    assert far.draws_needed is None
+    assert "no count" in far.reason
+    assert of_scores(np.zeros(10), side=side).largest_eta is None  # ten draws cannot certify any eta
+
+
+def test_larger_eta_never_tightens():
+    rng = np.random.default_rng(1)
+    for sample in (rng.uniform(size=700), rng.integers(0, 8, 700) / 8, rng.beta(0.3, 0.3, 700)):
+        for side, sign in (("upper", 1), ("lower", -1)):
+            rows = of_scores(sample, eta=tuple(np.linspace(0.01, 1.1, 30)), side=side).bounds
+            got = [row.bound for row in rows if row.bound is not None]
+            assert len(got) > 20
+            assert (np.diff(got) * sign >= 0).all()
+            assert all(row.bound is None for row in rows[len(got) :])  # once it abstains it stays so
+
+
+def test_all_rows_hold_together_with_the_stated_confidence():
+    rng = np.random.default_rng(2)
+    truth = special.ndtr(special.ndtri(Q) + np.array([0.25, 0.5]))  # quantiles of a uniform score
+    held = [
+        all(
+            row.bound >= t
+            for row, t in zip(of_scores(rng.uniform(size=(150, 2)), eta=(0.25, 0.5), alpha=0.2).bounds, [*truth, *truth])
+        )
+        for _ in range(200)
+    ]
+    assert np.mean(held) >= 0.8 - 3 * np.sqrt(0.2 * 0.8 / 200)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sigma": 0.0},
+        {"sigma": -1.0},
+        {"sigma": float("nan")},
+        {"sigma": float("inf")},
+        {"eta": ()},
+        {"eta": (0.1, 0.0)},
+        {"eta": (-0.1,)},
+        {"eta": (float("nan"),)},
+        {"q": 0.0},
+        {"q": 1.0},
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"draws": 0},
+        {"groups": {"some": np.ones(401, bool), "none": np.zeros(401, bool)}},
+        {"groups": {"short": np.ones(400, bool)}},
+        {"side": "both"},
+    ],
+)
+def test_depth_refuses(stairs, wrong):
+    with pytest.raises(BadInput):
+        certify_stairs(stairs, **{"draws": 2, **wrong})
+
+
+@pytest.mark.parametrize("scores", [np.zeros(10), np.zeros((10, 2)), np.zeros((0, 1)), np.full((500, 1), np.nan)])
+def test_from_scores_refuses(scores):
+    with pytest.raises(BadInput):
+        certify.from_scores(scores, ["all"], sigma=1.0, eta=(0.1,), params=1)
+
+
+# --- one network, written three ways ----------------------------------------------------------------------------------
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(5)(x.reshape(len(x), -1))
+        return nn.Dense(3)(nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, momentum=0.9, rngs=rngs)
+        self.last = nnx.Linear(5, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.norm(self.first(x.reshape(len(x), -1)))))
+
+
+def by_hand(p, x, stats_):
+    """Dense, batch norm with running statistics, ReLU, dense: in NumPy."""
+    h = x.reshape(len(x), -1) @ p["first"]["kernel"] + p["first"]["bias"]
+    h = (h - stats_["mean"]) / np.sqrt(stats_["var"] + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
+    return np.maximum(h, 0) @ p["last"]["kernel"] + p["last"]["bias"]
+
+
+def bare(params, x):
+    h = x.reshape(len(x), -1) @ params["first"]["kernel"] + params["first"]["bias"]
+    h = jax.nn.relu(h * params["norm"]["scale"] + params["norm"]["bias"])
+    return h @ params["last"]["kernel"] + params["last"]["bias"]
+
+
+RENAME = {"first": "Dense_0", "norm": "BatchNorm_0", "last": "Dense_1"}
+
+
+@functools.cache
+def network(kind):
+    """(model, weights, params by plain names, running statistics)."""
+    rng = np.random.default_rng(7)
+    p = {
+        "first": {"kernel": rng.normal(size=(4, 5)), "bias": rng.normal(size=5)},
+        "norm": {"scale": rng.uniform(0.5, 2, size=5), "bias": rng.uniform(0.5, 1.5, size=5)},
+        "last": {"kernel": rng.normal(size=(5, 3)), "bias": rng.normal(size=3)},
+    }
+    running = {"mean": 0.5 * rng.normal(size=5), "var": rng.uniform(0.2, 3, size=5)}
+    single = functools.partial(jax.tree.map, lambda leaf: jnp.asarray(leaf, jnp.float32))
+    if kind == "linen":
+        model = models.from_linen(Linen())
+        weights = Weights({RENAME[name]: part for name, part in p.items()}, {"batch_stats": {"BatchNorm_0": running}})
+    elif kind == "nnx":
+        model, weights = models.from_nnx(lambda rngs: Nnx(rngs)), Weights(p, {"norm": running})
+    else:
+        model, weights = models.from_apply(lambda key, x: p, bare), Weights(p, ())
+        running = {"mean": np.zeros(5), "var": np.ones(5) - 1e-5}
+    return model, single(weights), p, running
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    rng = np.random.default_rng(8)
+    y = rng.integers(0, 3, 90)
+    return sets.make((0.6 * np.eye(4)[y] + rng.uniform(0, 0.4, size=(90, 4))).reshape(90, 2, 2, 1), y)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "apply"])
+def test_certify_and_attack_one_network_of_each_kind(blobs, kind):
+    model, weights, p, running = network(kind)
+    x, y = np.asarray(blobs.x, np.float64), np.asarray(blobs.y)
+    like = jax.eval_shape(model.init, jax.random.key(0), blobs.x)
+    assert jax.tree.structure(like) == jax.tree.structure(weights)
+
+    def right(params):
+        return (by_hand(params, x, running).argmax(axis=1) == y).mean()
+
+    apply, params = models.freeze(model, weights)
+    assert jax.tree.leaves(params)[0] is jax.tree.leaves(weights.params)[0]
+    still = certify.depth(apply, params, blobs, jax.random.key(1), sigma=1e-6, eta=(1e-7,), draws=400)
+    assert still.bounds[0].bound == pytest.approx(right(p), abs=1e-6)  # no noise to speak of: the accuracy itself
+
+    # The noise is N(0, sigma^2) on every parameter, batch norm's scale and bias too, and on no running statistic.
+    rng = np.random.default_rng(9)
+    got = certify.draw_scores(apply, params, blobs, jax.random.key(2), sigma=0.5, draws=400)[:, 0]
+    noisy = [right(jax.tree.map(lambda leaf: leaf + 0.5 * rng.normal(size=leaf.shape), p)) for _ in range(1500)]
+    assert stats.ks_2samp(np.round(90 * got), np.round(90 * np.array(noisy))).pvalue > 1e-3
+    assert got.std() > 0.02
+
+    attacked = audit.recover(model, weights, blobs, blobs, jax.random.key(3), radius=1.5, epochs=15, batch=30, tx=TX)
+    assert attacked.accuracy[0] == pytest.approx(right(p), abs=1e-6)
+    assert 0 < max(attacked.distance) <= 1.5 * (1 + 1e-5)
+    assert attacked.accuracy[-1] > attacked.accuracy[0] + 0.1

@@ -1,0 +1,130 @@
+"""Checkpoints: exact round trips, and falling back over every kind of damage."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dememo_jax import checkpoint
+
+
+class State(NamedTuple):
+    params: Any
+    stats: Any
+    opt: Any
+    forget: Any
+    order: Any
+    step: Any
+
+
+TX = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+META = {"rate": 0.1 + 0.2, "tiny": 5e-324, "third": 1 / 3, "big": 1e300, "name": "é", "none": None, "list": [1, 2.5, True]}
+
+
+def make(seed):
+    rng = np.random.default_rng(seed)
+    params = {"dense": {"kernel": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)}, "half": jnp.ones(2, jnp.bfloat16) * seed}
+    mask = jnp.asarray(rng.uniform(size=5) < 0.5)
+    return State(params, (), TX.init(params), mask, jax.random.key(seed), jnp.asarray(seed, jnp.int32))
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)  # NamedTuples and empty tuples survive as such
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A folder with checkpoints 10 and 20."""
+    for step in (10, 20):
+        checkpoint.save(tmp_path / "run", step, make(step), {"loss": step / 7})
+    return tmp_path / "run"
+
+
+def test_round_trip_and_the_two_newest(tmp_path):
+    like = jax.eval_shape(lambda: make(0))
+    assert checkpoint.newest(tmp_path / "none", like) == (None, ())
+    for step in (3, 20, 100):
+        checkpoint.save(tmp_path, step, make(step), {**META, "at": step})
+    assert checkpoint.steps(tmp_path) == [100, 20]  # by number, not by name
+    got, passed_over = checkpoint.newest(tmp_path, like)
+    assert got.step == 100
+    assert got.meta == {**META, "at": 100}  # floats to the last bit
+    assert passed_over == ()
+    assert_same(got.state, make(100))
+    one = checkpoint.restore(tmp_path, 20, make(0))  # a tree of arrays serves as a template too
+    assert_same(one.state, make(20))
+    assert one.meta["at"] == 20
+    # The key still makes the same numbers.
+    assert float(jax.random.normal(got.state.order)) == float(jax.random.normal(jax.random.key(100)))
+
+
+def damage(folder: Path, kind: str):
+    """Spoil one checkpoint as a crash or a bad disk would."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "sums.json")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    if kind == "truncated":
+        largest.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        middle = len(content) // 2
+        largest.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif kind == "deleted":
+        largest.unlink()
+    elif kind == "unfinished":
+        (folder / "sums.json").unlink()
+    elif kind == "half sums":
+        sums = (folder / "sums.json").read_text()
+        (folder / "sums.json").write_text(sums[: len(sums) // 2])
+
+
+KINDS = ["truncated", "flipped", "deleted", "unfinished", "half sums"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_falls_back_over_damage(two, kind):
+    damage(two / "20", kind)
+    got, passed_over = checkpoint.newest(two, make(0))
+    assert got.step == 10
+    assert got.meta == {"loss": 10 / 7}
+    assert_same(got.state, make(10))
+    assert len(passed_over) == 1
+    assert "checkpoint 20" in passed_over[0]
+    assert ("never finished" if kind in ("unfinished", "half sums") else "damaged") in passed_over[0]
+    assert checkpoint.steps(two) == [10]
+    # The run goes on from 10 and comes by step 20 again.
+    checkpoint.save(two, 20, make(21), {"loss": 0.25})
+    got, passed_over = checkpoint.newest(two, make(0))
+    assert (got.step, got.meta, passed_over) == (20, {"loss": 0.25}, ())
+    assert_same(got.state, make(21))
+
+
+def test_every_byte_counts(two):
+    """A flip in any file of a checkpoint is seen, not only one in the arrays."""
+    files = sorted(path for path in (two / "20").rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(files) > 3
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+        assert checkpoint._fault(two / "20") is not None, path.name
+        path.write_bytes(content)
+    assert checkpoint._fault(two / "20") is None
+
+
+def test_nothing_whole_is_none(two):
+    damage(two / "10", "flipped")
+    damage(two / "20", "unfinished")
+    got, passed_over = checkpoint.newest(two, make(0))
+    assert got is None
+    assert [said.split()[:2] for said in passed_over] == [["checkpoint", "20"], ["checkpoint", "10"]]
+    assert checkpoint.steps(two) == []
+    checkpoint.save(two, 10, make(10))  # and the run starts again
+    assert checkpoint.newest(two, make(0))[0].step == 10

@@ -1,0 +1,159 @@
+"""Results to JSON and back, and to one page that needs nothing else."""
+
+import base64
+import dataclasses
+import html
+import json
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dememo_jax import report
+
+NASTY = 'a <b> & "c" <script>alert(1)</script>'
+
+
+def make(name="one"):
+    return report.Section(
+        title=f"Part {name} {NASTY}",
+        summary="0.1 + 0.2",
+        tables=(
+            report.Table("Scores", ("name", "share", "count"), (("x", 0.1 + 0.2, 12345), (NASTY, None, 0)), note="see <there>"),
+            report.Table("Empty", ("a",), ()),
+        ),
+        plots=(report.Plot("curve", "A curve", "epoch", "accuracy", (("run", (0.0, 1.0, 2.0), (0.1, None, 0.3)),), note="n"),),
+        pictures=(("grid.png", "A grid & more"),),
+    )
+
+
+def pixels(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return matplotlib.image.imread(BytesIO(png), format="png")
+
+
+def test_section_survives_json():
+    for part in (make(), report.Section("bare", "nothing")):
+        text = report.to_json(part)
+        assert report.section(json.loads(text)) == part
+    changed = dataclasses.replace(make(), summary="0.30000000000000001")
+    assert report.section(json.loads(report.to_json(changed))) != make()  # equality looks inside
+
+
+def test_json_of_numbers_and_paths():
+    plain = {
+        "a": np.float64(1 / 3),
+        "b": np.arange(3),
+        "c": np.int32(4),
+        "d": Path("x") / "y",
+        "e": make(),
+        "f": np.bool_(True),
+    }
+    got = json.loads(report.to_json(plain))
+    assert got["a"] == 1 / 3
+    assert (got["b"], got["c"], got["d"], got["f"]) == ([0, 1, 2], 4, "x/y", True)
+    assert report.section(got["e"]) == make()
+    with pytest.raises(TypeError):
+        report.to_json({"a": object()})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), np.float32("nan"), np.array([1.0, np.nan])])
+def test_json_refuses_what_is_not_a_number(bad):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        report.to_json({"deep": [{"value": bad}]})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (0.12345, "0.123"),
+        (0.9996, "1.000"),
+        (np.float64(2.5), "2.500"),
+        (1234567, "1,234,567"),
+        (12, "12"),
+        (True, "True"),
+        ("text", "text"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_cells(value, shown):
+    assert report.cell(value) == shown
+
+
+def test_pictures_are_real():
+    gap = pixels(report.draw(make().plots[0]))
+    assert gap.shape[0] > 100
+    assert gap.shape[1] > 200
+    assert len(np.unique(gap)) > 2  # something is drawn
+    straight = dataclasses.replace(make().plots[0], series=(("run", (0.0, 1.0, 2.0), (0.1, 0.2, 0.3)),))
+    assert not np.array_equal(pixels(report.draw(straight)), gap)
+
+    images = np.stack([np.zeros((4, 4, 1)), np.ones((4, 4, 1))])
+    colour = np.zeros((2, 4, 4, 3))
+    colour[..., 0] = 1.0
+    grid = pixels(report.image_grid([("grey", images), ("red", colour)], ["one", "two"]))[..., :3]
+    for shade in ((0, 0, 0), (1, 0, 0), (1, 1, 1)):
+        assert (grid == shade).all(axis=-1).mean() > 0.02  # patches of each
+
+
+class Links(HTMLParser):
+    """Collects tags, addresses and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.addresses, self.words = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster", "action")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_page_needs_nothing_else(tmp_path):
+    grid = report.image_grid([("row", np.zeros((1, 3, 3, 1)))], ["column"])
+    (tmp_path / "grid.png").write_bytes(grid)
+    page = report.page(f"Title {NASTY}", "Intro & more", [make()], tmp_path, {"seed": 7, "why": NASTY})
+    links = Links()
+    links.feed(page)
+    assert links.tags.count("html") == links.tags.count("body") == 1
+    assert len(links.addresses) == 2  # the plot and the picture, inlined
+    for address in links.addresses:
+        head, data = address.split(",", 1)
+        assert head == "data:image/png;base64"
+        pixels(base64.b64decode(data, validate=True))
+    assert base64.b64encode(grid).decode() in page
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert not {"script", "b", "link", "iframe", "there"} & set(links.tags)  # text stays text
+    words = "".join(links.words)
+    for said in (f"Title {NASTY}", "Intro & more", f"Part one {NASTY}", "0.300", "12,345", "see <there>", '"seed": 7'):
+        assert said in words
+    assert html.escape("A grid & more") in page
+
+
+def test_write_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    report.write_atomic(path, "ä first")
+    assert path.read_text(encoding="utf-8") == "ä first"
+    report.write_atomic(path, b"second")
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # no .part is left
+    whole = Path.write_bytes
+
+    def full_disk(self, content):
+        whole(self, content[: len(content) // 2])
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            report.write_atomic(path, b"a third, longer than the disk")
+    assert path.read_bytes() == b"second"  # the old file is whole
+    report.write_atomic(path, b"third")
+    assert path.read_bytes() == b"third"
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # what the failure left behind is gone too
