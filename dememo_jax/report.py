@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Cell = str | int | float | None
 
@@ -100,6 +101,9 @@ def draw(plot: Plot) -> bytes:
         values = [math.nan if y is None else y for y in ys]
         axes.plot(xs, values, label=label, linestyle=("-", "--", ":", "-.")[number % 4], marker="." if len(xs) < 12 else None)
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
+    if "accuracy" in plot.y:
+        axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(x).is_integer() for _, xs, _ in plot.series for x in xs)))
     axes.grid(alpha=0.3)
     if len(plot.series) > 1:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -132,7 +136,7 @@ STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c1c28;background:#fff}
 h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:2px solid #dde}.summary{font-size:1.05rem}
 table{border-collapse:collapse;margin:.6rem 0;font-size:.9rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #e3e3ee}
-th{text-align:left;background:#f5f5fa}td.n{text-align:right;font-variant-numeric:tabular-nums}
+th{text-align:left;background:#f5f5fa}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}.note{color:#555;font-size:.85rem;margin:.2rem 0 1rem}
 .scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}
 pre{background:#f5f5fa;padding:.8rem;overflow-x:auto;font-size:.8rem}
@@ -158,11 +162,16 @@ def _text(value: str) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in table.columns)
+    def number(value: Cell) -> bool:
+        return isinstance(value, int | float) or value is None
 
     def show(value: Cell) -> str:
-        number = ' class="n"' if isinstance(value, int | float) or value is None else ""
-        return f"<td{number}>{_text(cell(value))}</td>"
+        return f'<td class="n">{_text(cell(value))}</td>' if number(value) else f"<td>{_text(cell(value))}</td>"
+
+    aligned = (any(number(row[i]) for row in table.rows) for i in range(len(table.columns)))
+    head = "".join(
+        f'<th class="n">{_text(n)}</th>' if right else f"<th>{_text(n)}</th>" for n, right in zip(table.columns, aligned)
+    )
 
     rows = "".join(f"<tr>{''.join(show(value) for value in row)}</tr>" for row in table.rows)
     caption = f"<caption>{_text(table.title)}</caption>"

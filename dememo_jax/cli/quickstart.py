@@ -136,8 +136,8 @@ def _audits(config: Quickstart, values: dict[str, dict]) -> Table:
             done = values[f"audit-{short}-{c}"]
             found = done["recovery"]
             curves = [r["accuracy"] for r in found]
-            rows.append((f"{c} {short}", *done["membership"].values(), curves[0][0], *(max(curve) for curve in curves)))
-    columns = ("model", "correct.", "probab.", "entropy", "accuracy", *(f"at {r:g}" for r in config.radii))
+            rows.append((f"{c}, {short}", *done["membership"].values(), curves[0][0], *(max(curve) for curve in curves)))
+    columns = ("class, model", "correct.", "probab.", "entropy", "accuracy", *(f"at {r:g}" for r in config.radii))
     note = (
         "Correctness, probability, entropy: membership scores less those of the retrained model. Accuracy on the class's "
         "test images before the recovery attack, and the best reached inside an l2 ball of each radius."
