@@ -12,6 +12,8 @@ from scipy import stats
 
 from dememo_jax.errors import require
 
+TIE = 1 - 1e-14  # a few units in the last place are allowed, so that exact ties such as 0.5**3 <= 0.125 count as such
+
 
 def _probability(value: float, name: str) -> float:
     require(0.0 < value < 1.0, f"{name} must lie strictly between 0 and 1, got {value}")
@@ -58,15 +60,14 @@ def min_draws(level: float, alpha: float, *, tail: float | None = None) -> int |
     _probability(alpha, "alpha")
     if tail == 0.0:
         return None
-    n = max(1, math.ceil(math.log(alpha) / math.log1p(-tail)))
-    while n > 1 and _exists(n - 1, tail, alpha):  # the quotient may round up past a whole number
-        n -= 1
+    n = max(1, math.ceil(math.log(alpha) * TIE / math.log1p(-tail)))
+    if n > 1 and _exists(n - 1, tail, alpha):  # the quotient may round past a whole number
+        return n - 1
     return n if _exists(n, tail, alpha) else n + 1
 
 
 def _exists(n: int, tail: float, alpha: float) -> bool:
-    # One unit in the last places is allowed, so that exact ties such as 0.5**3 <= 0.125 count as such.
-    return n * math.log1p(-tail) <= math.log(alpha) * (1 - 1e-14)
+    return n * math.log1p(-tail) <= math.log(alpha) * TIE
 
 
 def max_shift(draws: int, q: float, alpha: float) -> float | None:

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -56,7 +58,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     graph = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
 
     def join(weights):
-        return nnx.merge(graph, nnx.State(weights.params), nnx.State(weights.stats))
+        params, stats = jax.tree.map(jnp.asarray, tuple(weights))  # NNX writes into NumPy arrays in place
+        return nnx.merge(graph, nnx.State(params), nnx.State(stats))
 
     def init(key: Key, x: Array) -> Weights:
         return split(make(nnx.Rngs(key)))[1]

@@ -18,7 +18,7 @@ def norm(tree: Params) -> Array:
     """Global l2 norm, a scalar; its gradient at zero is zero, not NaN."""
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
     square = sum((jnp.sum(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros(()))
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def distance(a: Params, b: Params) -> Array:

@@ -98,11 +98,12 @@ def _error_minimizing(
 
 
 def _examples(data, perturbation: Perturbation, labels: np.ndarray, mask: np.ndarray) -> bytes:
-    """The first protected image of each class, clean and protected, and the change around grey."""
+    """The first protected image of each class, clean and protected, and the change around grey at full contrast."""
     shown = [int(np.flatnonzero(mask & (labels == c))[0]) for c in np.unique(labels[mask])][:10]
     clean = sets.take(data, jnp.asarray(shown))
     noisy = np.asarray(sets.perturb(clean, perturbation).x)
-    change = np.clip(0.5 + (noisy - np.asarray(clean.x)) / 2, 0, 1)
+    change = noisy - np.asarray(clean.x)
+    change = 0.5 + change / (2 * max(float(np.abs(change).max()), 1e-9))
     return report.image_grid(
         [("clean", np.asarray(clean.x)), ("protected", noisy), ("change", change)], [str(labels[i]) for i in shown]
     )
