@@ -1,0 +1,64 @@
+"""Evaluation in image batches against numpy on everything at once."""
+
+import jax
+import numpy as np
+import pytest
+
+from dememo_jax import data as sets
+from dememo_jax import evaluate
+from dememo_jax.errors import BadInput
+
+RANDOM = np.random.default_rng(0)
+N = 11
+X = RANDOM.normal(size=(N, 2, 2, 1)).astype(np.float32)
+PARAMS = {"w": RANDOM.normal(size=(4, 3)).astype(np.float32)}
+EXPECTED = X.reshape(N, 4) @ PARAMS["w"]
+LABELS = np.where(np.arange(N) % 3 == 0, 2, EXPECTED.argmax(axis=1))  # some right, some wrong
+DATA = sets.make(X, LABELS)
+RIGHT = EXPECTED.argmax(axis=1) == LABELS
+
+
+def network(params, x):
+    return x.reshape(len(x), -1) @ params["w"]
+
+
+@pytest.mark.parametrize("batch", [1, 4, N, 100])
+def test_any_batch_gives_the_logits_of_all_at_once(batch):
+    seen = []
+
+    def watched(params, x):
+        seen.append(len(x))
+        return network(params, x)
+
+    np.testing.assert_allclose(evaluate.logits(watched, PARAMS, X, batch=batch), EXPECTED, rtol=1e-5, atol=1e-5)
+    assert max(seen) <= batch
+    assert set(seen) == {1: {1}, 4: {4, 3}, N: {N}, 100: {N}}[batch]
+
+
+def test_correct_and_accuracy():
+    assert 0 < RIGHT.sum() < N
+    np.testing.assert_array_equal(evaluate.correct(network, PARAMS, DATA, batch=4), RIGHT)
+    assert evaluate.accuracy(network, PARAMS, DATA, batch=4) == pytest.approx(RIGHT.mean(), rel=1e-6)
+
+
+def test_group_accuracy_is_the_mean_over_each_mask():
+    masks = np.stack([np.ones(N, bool), np.arange(N) < 4, np.arange(N) == 3])
+    found = jax.jit(lambda params, data: evaluate.group_accuracy(network, params, data, batch=4))(PARAMS, (DATA, masks))
+    np.testing.assert_allclose(found, [RIGHT[mask].mean() for mask in masks], rtol=1e-6)
+
+
+def test_stack_groups():
+    names, masks = evaluate.stack_groups({"even": np.arange(4) % 2 == 0, "last": [False, False, False, True]}, 4)
+    assert names == ("even", "last")
+    np.testing.assert_array_equal(masks, [[1, 0, 1, 0], [0, 0, 0, 1]])
+    assert masks.dtype == bool
+    names, masks = evaluate.stack_groups(None, 3)
+    assert names == ("all",)
+    np.testing.assert_array_equal(masks, np.ones((1, 3), bool))
+
+
+def test_unusable_groups_are_named():
+    with pytest.raises(BadInput, match="'short' must be a mask \\[4\\]"):
+        evaluate.stack_groups({"short": np.ones(3, bool)}, 4)
+    with pytest.raises(BadInput, match="'none' has no examples"):
+        evaluate.stack_groups({"fine": np.ones(4, bool), "none": np.zeros(4, bool)}, 4)

@@ -1,0 +1,159 @@
+"""The two drivers against a Python loop and against each other, to the bit where they promise it."""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dememo_jax import data as sets
+from dememo_jax import loop
+from dememo_jax.errors import BadInput, NonFinite
+from dememo_jax.types import Array, Method, Perturbation
+
+KEY = jax.random.key(11)
+N, STEPS = 12, 20
+DATA = sets.make(np.random.default_rng(0).random((N, 4)), np.arange(N) % 3)
+
+
+class State(NamedTuple):
+    w: Array
+    done: Array
+
+
+def step(key, state, batch):
+    """Chaotic enough that any other order of batches or keys shows."""
+    w = 0.9 * state.w + jnp.sin(batch.x.mean(axis=0) + state.w) + 0.1 * jax.random.normal(key, state.w.shape)
+    info = {"loss": jnp.sum(w**2), "index": batch.index.astype(jnp.float32), "mean": batch.x.mean()}
+    return State(w, state.done + 1), info
+
+
+METHOD = Method(lambda: State(jnp.zeros(4), jnp.zeros((), jnp.int32)), step)
+START = METHOD.init()
+scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch", "draw"))
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def silent(steps, state, info):
+    return None
+
+
+@pytest.fixture(scope="module")
+def straight():
+    return scan(METHOD, KEY, START, DATA, steps=STEPS, batch=5)  # start is 0
+
+
+@pytest.fixture(scope="module")
+def chunked():
+    """Every call of `after` in a run of 20 steps with a report every 5, and its last state."""
+    calls = []
+    state = loop.run(METHOD, KEY, START, DATA, steps=STEPS, every=5, batch=5, after=lambda *call: calls.append(call))
+    return state, calls
+
+
+def test_scan_is_the_loop(straight):
+    to_draw, to_step = (jax.random.fold_in(KEY, zlib.crc32(name)) for name in (b"draw", b"step"))
+    x, w = np.asarray(DATA.x, np.float64), np.zeros(4)
+    for t in range(7):
+        members = np.asarray(sets.shuffled(to_draw, t, DATA, 5).index)
+        np.testing.assert_array_equal(straight[1]["index"][t], members)
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(to_step, t), (4,)))
+        w = 0.9 * w + np.sin(x[members].mean(axis=0) + w) + 0.1 * noise
+        assert straight[1]["loss"][t] == pytest.approx((w**2).sum(), rel=1e-4)
+    assert straight[0].done == STEPS
+    assert straight[1]["loss"].shape == (STEPS,)
+
+
+def test_ten_and_ten_are_twenty(straight):
+    half, first = scan(METHOD, KEY, START, DATA, steps=10, batch=5, start=0)
+    whole, second = scan(METHOD, KEY, half, DATA, steps=10, batch=5, start=10)
+    same(whole, straight[0])
+    same(jax.tree.map(lambda *parts: np.concatenate(parts), first, second), straight[1])
+
+
+def test_run_is_scan(straight, chunked):
+    state, calls = chunked
+    same(state, straight[0])
+    assert [done for done, _, _ in calls] == [5, 10, 15, 20]
+    same(jax.tree.map(lambda *parts: np.concatenate(parts), *[info for _, _, info in calls]), straight[1])
+    assert all(isinstance(value, np.ndarray) for value in calls[0][2].values())
+    same(calls[-1][1], state)
+
+
+def test_run_stops_when_told_and_resumes_to_the_bit(chunked):
+    stopped = loop.run(METHOD, KEY, START, DATA, steps=STEPS, every=5, batch=5, after=lambda done, *_: done == 10)
+    assert stopped.done == 10
+    seen = []
+    resumed = loop.run(
+        METHOD, KEY, stopped, DATA, steps=STEPS, every=5, batch=5, start=10, after=lambda done, *_: seen.append(done)
+    )
+    assert seen == [15, 20]
+    same(resumed, chunked[0])
+
+
+def test_last_chunk_is_what_is_left():
+    seen = []
+    state = loop.run(
+        METHOD, KEY, START, DATA, steps=7, every=5, batch=5, after=lambda done, _, info: seen.append((done, len(info["loss"])))
+    )
+    assert seen == [(5, 5), (7, 2)]
+    assert state.done == 7
+    for start in (7, 10):  # nothing left to do
+        assert loop.run(METHOD, KEY, state, DATA, steps=7, every=5, batch=5, start=start, after=seen.append) is state
+
+
+def test_scan_vmaps_over_keys(straight):
+    keys = jnp.stack([KEY, jax.random.key(12)])
+    many = jax.jit(jax.vmap(lambda key: loop.scan(METHOD, key, START, DATA, steps=STEPS, batch=5)))(keys)
+    np.testing.assert_array_equal(many[1]["index"][0], straight[1]["index"])
+    np.testing.assert_allclose(many[1]["loss"][0], straight[1]["loss"], rtol=1e-4)
+    assert not np.allclose(many[1]["loss"][1], straight[1]["loss"], rtol=1e-2)
+
+
+def test_mask_and_perturbation_are_honoured():
+    mask = np.isin(np.arange(N), [1, 4, 6, 7, 10])
+    shift = Perturbation(np.full((3, 4), 0.5, np.float32), np.asarray(DATA.y), np.arange(N) < 7)
+    how = {"steps": 6, "batch": 5, "mask": mask, "perturbation": shift}
+    scanned, ran = scan(METHOD, KEY, START, DATA, **how, draw=sets.uniform)[1], []
+    loop.run(METHOD, KEY, START, DATA, every=6, after=lambda *call: ran.append(call[2]), **how)
+    x = np.where(shift.mask[:, None], np.clip(DATA.x + np.float32(0.5), 0, 1), DATA.x)
+    for info, replaced in ((scanned, True), (ran[0], False)):
+        index = np.asarray(info["index"]).astype(int)
+        assert set(index.ravel()) == {1, 4, 6, 7, 10}
+        assert any(len(set(row)) < 5 for row in index) == replaced  # a shuffled pass over five has no repeats
+        np.testing.assert_allclose(info["mean"], x[index].mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_without_a_batch_every_step_gets_the_whole_set():
+    shift = Perturbation(np.full((3, 4), 1.0, np.float32), np.asarray(DATA.y), np.ones(N, bool))
+    _, info = scan(METHOD, KEY, START, DATA, steps=3, perturbation=shift)
+    np.testing.assert_array_equal(info["index"], np.tile(np.arange(N), (3, 1)))
+    np.testing.assert_array_equal(info["mean"], 1.0)  # noise of one saturates every pixel
+
+
+@pytest.mark.parametrize(("bad", "value"), [("loss", "nan"), ("gap", "inf")])
+def test_what_is_not_finite_is_named_before_anyone_sees_the_state(bad, value):
+    def breaking(key, state, batch):
+        spoilt = jnp.where(state.done >= 7, float(value), 1.0)
+        loss, gap = (spoilt, 1.0) if bad == "loss" else (1.0, spoilt)
+        return State(state.w, state.done + 1), {"loss": jnp.asarray(loss), "gap": jnp.stack([1.0, gap])}
+
+    seen, method = [], Method(METHOD.init, breaking)
+    with pytest.raises(NonFinite, match=f"{bad} became .*{value}.* at step 7"):
+        loop.run(method, KEY, START, DATA, steps=20, every=5, batch=5, after=lambda done, *_: seen.append(done))
+    assert seen == [5]
+
+
+def test_runs_off_the_grid_are_refused():
+    for how, message in (
+        ({"steps": 20, "every": 5, "start": 3}, "grid of 5"),
+        ({"steps": -1, "every": 5}, "steps >= 0"),
+        ({"steps": 5, "every": 0}, "every >= 1"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            loop.run(METHOD, KEY, START, DATA, batch=5, after=silent, **how)

@@ -1,0 +1,116 @@
+"""Training steps against gradients worked out in numpy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax, softmax
+
+from dememo_jax import data as sets
+from dememo_jax import models, train
+from dememo_jax.errors import BadInput
+from dememo_jax.types import Weights
+
+KEY = jax.random.key(0)
+RANDOM = np.random.default_rng(0)
+B, D, K = 6, 4, 3
+BATCH = sets.make(RANDOM.random((B, D)), RANDOM.integers(0, K, B))
+X, ONE_HOT = np.asarray(BATCH.x, np.float64), np.eye(K)[np.asarray(BATCH.y)]
+KERNEL = RANDOM.normal(size=(D, K)).astype(np.float32)
+
+
+def affine(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+LINEAR = models.from_apply(lambda key, x: {"kernel": jnp.asarray(KERNEL), "bias": jnp.zeros(K)}, affine)
+
+
+def slope(kernel, bias, x=X):
+    """Mean cross-entropy, accuracy, and the gradient in kernel and bias."""
+    logits = x @ kernel + bias
+    residual = (softmax(logits, axis=1) - ONE_HOT) / B
+    loss = -(log_softmax(logits, axis=1) * ONE_HOT).sum(axis=1).mean()
+    return loss, (logits.argmax(axis=1) == np.asarray(BATCH.y)).mean(), x.T @ residual, residual.sum(axis=0)
+
+
+def test_two_steps_with_momentum():
+    method = train.sgd(LINEAR, optax.sgd(0.5, momentum=0.9))
+    state, step = method.init(KEY, BATCH.x), jax.jit(method.step)
+    kernel, bias = KERNEL.astype(np.float64), np.zeros(K)
+    pull, push = np.zeros_like(kernel), np.zeros_like(bias)
+    for t in range(2):
+        loss, accuracy, to_kernel, to_bias = slope(kernel, bias)
+        pull, push = 0.9 * pull + to_kernel, 0.9 * push + to_bias
+        kernel, bias = kernel - 0.5 * pull, bias - 0.5 * push
+        state, info = step(KEY, state, BATCH)
+        np.testing.assert_allclose(state.weights.params["kernel"], kernel, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(state.weights.params["bias"], bias, rtol=1e-4, atol=1e-6)
+        assert state.step == t + 1
+        assert info["loss"] == pytest.approx(loss, rel=1e-5)  # of the batch before the step
+        assert info["accuracy"] == pytest.approx(accuracy, rel=1e-6)
+
+
+def test_start_continues_from_given_weights_with_a_fresh_optimiser():
+    tx = optax.sgd(0.5, momentum=0.9)
+    weights = Weights({"kernel": jnp.asarray(2 * KERNEL), "bias": jnp.ones(K)}, ())
+    state = train.start(tx, weights)
+    assert state.step == 0
+    state, _ = jax.jit(train.sgd(LINEAR, tx).step)(KEY, state, BATCH)
+    expected = 2 * KERNEL - 0.5 * slope(2 * KERNEL, np.ones(K))[2]
+    np.testing.assert_allclose(state.weights.params["kernel"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_loss_and_augmentation_are_those_given():
+    def squared(logits, labels):
+        return jnp.sum(logits**2, axis=-1)
+
+    keys = []
+
+    def doubled(key, x):
+        keys.append(key)
+        return 2 * x + jax.random.normal(key, x.shape)
+
+    method = train.sgd(LINEAR, optax.sgd(0.1), loss=squared, augment=doubled)
+    state, _ = method.step(KEY, method.init(KEY, BATCH.x), BATCH)
+    x = 2 * X + np.asarray(jax.random.normal(keys[0], X.shape))
+    expected = KERNEL - 0.1 * x.T @ (2 * x @ KERNEL) / B
+    np.testing.assert_allclose(state.weights.params["kernel"], expected, rtol=1e-4, atol=1e-5)
+    method.step(jax.random.key(1), state, BATCH)
+    assert not np.array_equal(*[jax.random.key_data(key) for key in keys])
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, use_scale=False, use_bias=False)(x)
+        return nn.Dense(K)(x)
+
+
+@pytest.mark.parametrize("mode", ["fit", "frozen"])
+def test_mode_says_which_statistics_are_used_and_whether_they_move(mode):
+    mean, var = np.float32([0.1, 0.2, 0.3, 0.4]), np.float32([1, 2, 3, 4])
+    stats = {"batch_stats": {"BatchNorm_0": {"mean": mean, "var": var}}}
+    weights = Weights({"Dense_0": {"kernel": KERNEL, "bias": np.zeros(K, np.float32)}}, stats)
+    tx = optax.sgd(0.5)
+    state, info = jax.jit(train.sgd(models.from_linen(Normed()), tx, mode=mode).step)(KEY, train.start(tx, weights), BATCH)
+    centre, spread = (mean, var) if mode == "frozen" else (X.mean(axis=0), X.var(axis=0))
+    x = (X - centre) / np.sqrt(spread + 1e-5)
+    loss, _, to_kernel, _ = slope(KERNEL, np.zeros(K), x)
+    assert info["loss"] == pytest.approx(loss, rel=1e-4)
+    np.testing.assert_allclose(state.weights.params["Dense_0"]["kernel"], KERNEL - 0.5 * to_kernel, rtol=1e-3, atol=1e-5)
+    found = state.weights.stats["batch_stats"]["BatchNorm_0"]
+    if mode == "frozen":
+        np.testing.assert_array_equal(found["mean"], mean)
+        np.testing.assert_array_equal(found["var"], var)
+    else:
+        np.testing.assert_allclose(found["mean"], 0.9 * mean + 0.1 * X.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(found["var"], 0.9 * var + 0.1 * X.var(axis=0), rtol=1e-5)
+
+
+def test_unknown_mode():
+    method = train.sgd(LINEAR, optax.sgd(0.1), mode="eval")
+    with pytest.raises(BadInput, match="'fit' or 'frozen'"):
+        method.step(KEY, method.init(KEY, BATCH.x), BATCH)
