@@ -43,7 +43,8 @@ def main():
             net = nets.cnn(10) if name.startswith("cnn") else nets.resnet18(10, 16)
             took[kind] = seconds(net, examples, batch, steps)
         convolution._conv = ours
-        print(f"{name}: XLA {took['xla'] * 1e3:.1f} ms, ours {took['ours'] * 1e3:.1f} ms, ratio {took['xla'] / took['ours']:.1f}")
+        xla, own = took["xla"], took["ours"]
+        print(f"{name}: XLA {xla * 1e3:.1f} ms, ours {own * 1e3:.1f} ms, ratio {xla / own:.1f}")
 
 
 if __name__ == "__main__":

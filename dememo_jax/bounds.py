@@ -20,6 +20,12 @@ def _probability(value: float, name: str) -> float:
     return float(value)
 
 
+def _tail(level: float, tail: float | None) -> float:
+    tail = 1.0 - _probability(level, "level") if tail is None else tail
+    require(0.0 <= tail < 1.0, f"tail must lie in [0, 1), got {tail}")
+    return tail
+
+
 def shifted_level(q: float, shift: float) -> float:
     """`Phi(Phi^-1(q) + shift)`: the level whose quantile under the centred Gaussian covers `q` after the move.
 
@@ -55,8 +61,7 @@ def min_draws(level: float, alpha: float, *, tail: float | None = None) -> int |
     At that n the bound is the sample maximum. `tail = 1 - level` may be given where it is known to more digits
     than the level carries. None when the tail is zero in float64: no number of draws would do.
     """
-    tail = 1.0 - _probability(level, "level") if tail is None else tail
-    require(0.0 <= tail < 1.0, f"tail must lie in [0, 1), got {tail}")
+    tail = _tail(level, tail)
     _probability(alpha, "alpha")
     if tail == 0.0:
         return None
@@ -90,7 +95,7 @@ def quantile_upper(scores, level: float, alpha: float, *, tail: float | None = N
     """
     values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     require(values.size >= 1 and np.isfinite(values).all(), "scores must be at least one finite number")
-    tail = 1.0 - _probability(level, "level") if tail is None else tail
+    tail = _tail(level, tail)
     above = _exceedances(values.size, tail, _probability(alpha, "alpha"))
     return None if above is None else float(values[values.size - 1 - above])
 

@@ -19,22 +19,24 @@ Padding = Sequence[tuple[int, int]]
 
 
 def conv(x: Array, kernel: Array, window_strides: Sequence[int], padding: str | Padding, **how: Any) -> Array:
-    """Images [B, H, W, C], kernel [h, w, C, D] -> [B, H', W', D]; no dilation, no groups.
+    """Images [B, H, W, C], kernel [h, w, C, D] -> [B, H', W', D]; channels last, no dilation, no groups.
 
     Takes the arguments that Flax passes to `lax.conv_general_dilated`. Raises BadInput for dilation or groups.
     """
     dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in how.get(name) or (1, 1))
     require(x.ndim == 4, f"expected images [B, H, W, C], got {x.shape}")
-    require(not dilated and how.get("feature_group_count", 1) == 1, "conv takes neither dilation nor groups; use lax")
+    grouped = any(how.get(name, 1) != 1 for name in ("feature_group_count", "batch_group_count"))
+    require(not dilated and not grouped, "conv takes neither dilation nor groups; use lax")
     strides = tuple(window_strides)
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    return (_conv if jax.default_backend() == "cpu" else _lax)(x, kernel, strides, pads)
+    return (_conv if jax.default_backend() == "cpu" else _lax)(x, kernel, strides, pads, how.get("precision"))
 
 
-def _lax(x: Array, kernel: Array, strides: tuple[int, ...], pads: tuple[tuple[int, int], ...]) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _lax(x: Array, kernel: Array, strides: tuple[int, ...], pads: tuple[tuple[int, int], ...], precision: Any) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=layout, precision=precision)
 
 
 def patches(x: Array, window: tuple[int, int], strides: tuple[int, ...], pads: tuple[tuple[int, int], ...]) -> Array:
@@ -51,13 +53,15 @@ def patches(x: Array, window: tuple[int, int], strides: tuple[int, ...], pads: t
     )
 
 
-_conv = jax.custom_jvp(_lax, nondiff_argnums=(2, 3))
+_conv = jax.custom_jvp(_lax, nondiff_argnums=(2, 3, 4))
 
 
 @_conv.defjvp
-def _jvp(strides, pads, primals, tangents):
+def _jvp(strides, pads, precision, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
-    flat = (-1, kernel.shape[-1])
-    moved = patches(dx, kernel.shape[:2], strides, pads) @ kernel.reshape(flat)
-    turned = patches(x, kernel.shape[:2], strides, pads) @ dkernel.reshape(flat)
-    return _conv(x, kernel, strides, pads), moved + turned
+
+    def product(images, weights):
+        rows = patches(images, weights.shape[:2], strides, pads)
+        return jnp.matmul(rows, weights.reshape(-1, weights.shape[-1]), precision=precision)
+
+    return _conv(x, kernel, strides, pads, precision), product(dx, kernel) + product(x, dkernel)

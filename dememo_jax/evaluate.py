@@ -49,6 +49,7 @@ def group_accuracy(apply: Apply, params: Params, data: tuple[Dataset, Array], *,
 def stack_groups(groups: Mapping[str, np.ndarray] | None, count: int) -> tuple[tuple[str, ...], np.ndarray]:
     """Names and masks [G, N] of evaluation groups; without any, one group "all". BadInput names an unusable one."""
     groups = {"all": np.ones(count, bool)} if groups is None else groups
+    require(groups, "name at least one group to evaluate")
     for name, mask in groups.items():
         require(np.shape(mask) == (count,), f"group {name!r} must be a mask [{count}], got {np.shape(mask)}")
         require(np.any(mask), f"group {name!r} has no examples, so it has no accuracy")

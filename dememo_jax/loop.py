@@ -39,6 +39,7 @@ def scan(
     `batch=None` it gets the whole set, for methods that draw their own batches.
     Outside jit, raises BadInput for a mask without examples.
     """
+    require(batch is not None or mask is None, "a mask chooses what batches are drawn from; with batch=None there are none")
     if mask is not None and not isinstance(mask, jax.core.Tracer):
         require(np.any(mask), "the mask selects no example to draw batches from")
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")

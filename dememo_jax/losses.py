@@ -29,4 +29,5 @@ def margin(logits: Array, labels: Array) -> Array:
 def entropy(logits: Array, labels: Array | None = None) -> Array:
     """Entropy of softmax(logits) in nats; labels are not looked at."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+    p = jnp.exp(log_p)
+    return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)  # 0 log 0 = 0

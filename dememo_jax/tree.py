@@ -6,6 +6,7 @@ Norms and distances are global l2 over every leaf, accumulated in float32 at lea
 import jax
 import jax.numpy as jnp
 
+from dememo_jax.errors import require
 from dememo_jax.types import Array, Key, Params
 
 
@@ -52,8 +53,12 @@ def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -
     Leaf number j, in tree order, uses `fold_in(key, j)`.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    scales = jax.tree.leaves(scale)
-    scales = scales * len(leaves) if len(scales) == 1 else scales
+    one = jax.tree.structure(scale) in (jax.tree.structure(0.0),)
+    require(
+        one or jax.tree.structure(scale) in (treedef,),
+        "the scale of noise must be one number, or a tree of them with the structure of what it falls on",
+    )
+    scales = jax.tree.leaves(scale) * (len(leaves) if one else 1)
     drawn = [
         jax.random.normal(jax.random.fold_in(key, j), leaf.shape, leaf.dtype) * jnp.asarray(s, leaf.dtype)
         for j, (leaf, s) in enumerate(zip(leaves, scales, strict=True))

@@ -8,7 +8,7 @@ from scipy import stats
 from dememo_jax import augment
 
 KEY = jax.random.key(5)
-H, W = 5, 7
+H, W = 4, 8  # sides with a common divisor: one key for both would tie rows to columns
 IMAGE = (1 + np.arange(H * W * 2, dtype=np.float32)).reshape(H, W, 2)  # every pixel its own value, none zero
 BATCH = np.repeat(IMAGE[None], 800, axis=0)
 

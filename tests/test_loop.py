@@ -149,6 +149,12 @@ def test_what_is_not_finite_is_named_before_anyone_sees_the_state(bad, value):
     assert seen == [5]
 
 
+def test_a_mask_without_examples_is_refused():
+    for drive in (loop.scan, lambda *given, **how: loop.run(*given, every=5, after=silent, **how)):
+        with pytest.raises(BadInput, match="no example"):
+            drive(METHOD, KEY, START, DATA, steps=5, batch=5, mask=np.zeros(N, bool))
+
+
 def test_runs_off_the_grid_are_refused():
     for how, message in (
         ({"steps": 20, "every": 5, "start": 3}, "grid of 5"),

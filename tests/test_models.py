@@ -100,6 +100,12 @@ def test_nnx_dropout_depends_on_the_key_alone():
     np.testing.assert_array_equal(NNX.fit(once, X, KEY)[0], NNX.fit(w, X, KEY)[0])
 
 
+def test_nnx_fit_trains_whatever_mode_the_module_was_built_in():
+    model = models.from_nnx(lambda rngs: nnx.BatchNorm(4, momentum=0.9, use_running_average=True, rngs=rngs))
+    _, new = jax.jit(model.fit)(model.init(KEY, X), X, KEY)
+    np.testing.assert_allclose(new.stats["mean"], 0.1 * X.mean(axis=0), rtol=1e-4)
+
+
 @pytest.mark.parametrize("model", [LINEN, NNX], ids=["linen", "nnx"])
 def test_fit_is_pure_on_weights_of_numpy(model):
     host = jax.tree.map(lambda leaf: np.array(leaf) if leaf.dtype == jnp.float32 else leaf, weights(model))

@@ -39,9 +39,13 @@ def norm(x, params, stats, epsilon=1e-5):
 
 def randomised(net, x):
     """Variables of the network's shapes, every weight and statistic random and none at its initial value."""
-    leaves, treedef = jax.tree.flatten(jax.eval_shape(net.init, KEY, x))
     random = np.random.default_rng(1)
-    return jax.tree.unflatten(treedef, [random.uniform(0.1, 0.6, leaf.shape).astype(np.float32) for leaf in leaves])
+
+    def draw(path, leaf):
+        low = 0.1 if path[-1].key == "var" else -0.6
+        return random.uniform(low, 0.6, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(net.init, KEY, x))
 
 
 def same(net, by_hand, variables, x):
