@@ -109,6 +109,13 @@ def share_of(key: Key, mask, labels, share: float) -> np.ndarray:
     return chosen
 
 
+def check_labels(labels, classes: int) -> None:
+    """BadInput unless all labels lie in 0..classes-1. Under jit their values are not known and nothing is checked."""
+    if not isinstance(labels, jax.core.Tracer):
+        largest = int(np.asarray(labels).max())
+        require(largest < classes, f"labels run to {largest}, beyond the {classes} classes: pass classes={largest + 1}")
+
+
 def check_forget(mask, count: int) -> np.ndarray:
     """`mask` as bool [count], or BadInput when it is empty, covers everything, or has another length."""
     mask = np.asarray(mask)

@@ -41,7 +41,7 @@ def scan(
     """
     require(batch is not None or mask is None, "a mask chooses what batches are drawn from; with batch=None there are none")
     if mask is not None and not isinstance(mask, jax.core.Tracer):
-        require(np.any(mask), "the mask selects no example to draw batches from")
+        require(np.asarray(mask).any(), "the mask selects no example to draw batches from")
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
 
     def body(current, t):
@@ -78,7 +78,7 @@ def run(
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
     """
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
-    require(mask is None or np.any(mask), "the mask selects no example to draw batches from")
+    require(mask is None or np.asarray(mask).any(), "the mask selects no example to draw batches from")
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
     for begin in range(start, steps, every):
         count = min(every, steps - begin)

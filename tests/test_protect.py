@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dememo_jax import data as sets
-from dememo_jax import loop, models, protect, sources, train
+from dememo_jax import loop, models, nets, protect, sources, train
 from dememo_jax.errors import BadInput
 from dememo_jax.types import Perturbation
 
@@ -250,3 +250,16 @@ def test_one_pixel_never_shares_a_pair():
         return  # to refuse is right too
     pairs = [(*place, delta[label][tuple(place)]) for label in range(3) for place in np.argwhere(delta[label]).tolist()]
     assert len(pairs) == len(set(pairs)) == 6
+
+
+@pytest.mark.parametrize("granularity", ["sample", "class"])
+def test_labels_beyond_the_classes_are_refused(granularity):
+    # indexing would clamp them in silence, and class 4 would wear the noise of class 2
+    examples = sets.make(np.zeros((5, 4, 4, 1), np.float32), np.arange(5))
+    method = protect.error_minimizing(
+        models.from_linen(nets.mlp(5, (4,))), optax.sgd(0.1), radius=0.1, stride=0.01, classes=3, granularity=granularity
+    )
+    with pytest.raises(BadInput, match="pass classes=5"):
+        method.init(jax.random.key(0), examples)
+    with pytest.raises(BadInput, match="pass classes=5"):
+        protect.one_pixel(examples, classes=3)

@@ -5,6 +5,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -182,8 +183,8 @@ def newest(directory: Path, like: Any) -> checkpoint.Restored | None:
 
 
 def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], None]:
-    """`offer(step, state, meta, last)`, which saves, but not more often than every so many seconds."""
-    saved = time.monotonic()
+    """`offer(step, state, meta, last)`, which saves the first time, and then not more often than every so many seconds."""
+    saved = -math.inf  # a disk that cannot be written shows at once
 
     def offer(step: int, state: Any, meta: dict, last: bool) -> None:
         nonlocal saved

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dememo_jax import data as sets
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Dataset, Perturbation
 
@@ -19,13 +20,14 @@ def one_pixel(data: Dataset, mask=None, *, classes: int, pixels: int = 1) -> Per
     overwritten: amplitude 1 is added or taken away and saturates, so the noise is one row a class.
 
     data.x [N, H, W, C]; mask [N]. Classes without masked examples get a row of zeros.
-    Raises BadInput when there are too few (position, colour) pairs for all classes.
+    Raises BadInput for labels beyond `classes`, or when there are too few (position, colour) pairs for all of them.
     """
     height, width, channels = data.x.shape[1:]
     require(1 <= pixels <= height * width, f"pixels must be between 1 and {height * width}, got {pixels}")
     closed = (classes - 1) * pixels // 2**channels  # positions whose every colour earlier classes may have taken
     enough = height * width - closed >= pixels
     require(enough, f"{height} x {width} images have too few pixels for {classes} classes with {pixels} of their own")
+    sets.check_labels(data.y, classes)
     mask = jnp.ones(len(data.y), bool) if mask is None else jnp.asarray(mask, bool)
     delta = _shortcuts(data.x, data.y, mask, classes=classes, pixels=pixels)
     return Perturbation(delta, data.y, mask)
