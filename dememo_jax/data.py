@@ -39,6 +39,7 @@ def perturb(data: Dataset, perturbation: Perturbation | None) -> Dataset:
     """
     if perturbation is None:
         return data
+    check_covers(perturbation, data)
     delta = perturbation.delta[perturbation.row[data.index]]
     mask = perturbation.mask[data.index].reshape(-1, *[1] * (data.x.ndim - 1))
     return data._replace(x=jnp.where(mask, jnp.clip(data.x + delta, 0.0, 1.0), data.x))
@@ -109,11 +110,26 @@ def share_of(key: Key, mask, labels, share: float) -> np.ndarray:
     return chosen
 
 
-def check_labels(labels, classes: int) -> None:
-    """BadInput unless all labels lie in 0..classes-1. Under jit their values are not known and nothing is checked."""
-    if not isinstance(labels, jax.core.Tracer):
-        largest = int(np.asarray(labels).max())
-        require(largest < classes, f"labels run to {largest}, beyond the {classes} classes: pass classes={largest + 1}")
+def check_whole(data: Dataset, classes: int) -> None:
+    """BadInput unless `data` is a whole set, numbered 0..N-1, with labels 0..classes-1.
+
+    Indexing clamps in silence, so noise would land on others. Under jit values are not known and nothing is checked.
+    """
+    if isinstance(data.y, jax.core.Tracer):
+        return
+    largest, index = int(np.asarray(data.y).max()), np.asarray(data.index)
+    require(largest < classes, f"labels run to {largest}, beyond the {classes} classes: pass classes={largest + 1}")
+    whole = np.array_equal(index, np.arange(len(index)))
+    require(
+        whole, "noise is made for a whole set, numbered 0..N-1: protect part of it by a mask, or number it anew by data.make"
+    )
+
+
+def check_covers(perturbation: Perturbation | None, data: Dataset) -> None:
+    """BadInput when the perturbation was made for a smaller set; nothing is checked under jit."""
+    if perturbation is not None and not isinstance(data.index, jax.core.Tracer):
+        largest, count = int(np.asarray(data.index).max(initial=-1)), len(perturbation.mask)
+        require(largest < count, f"example {largest} has no noise: the perturbation is for a set of {count}")
 
 
 def check_forget(mask, count: int) -> np.ndarray:

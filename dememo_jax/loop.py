@@ -78,6 +78,7 @@ def run(
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
     """
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
+    sets.check_covers(perturbation, data)
     require(mask is None or np.asarray(mask).any(), "the mask selects no example to draw batches from")
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
     for begin in range(start, steps, every):

@@ -160,3 +160,10 @@ def test_check_forget():
     for message, mask in bad.items():
         with pytest.raises(BadInput, match=message):
             sets.check_forget(mask, 3)
+
+
+def test_noise_of_a_smaller_set_is_refused():
+    # a clamped index would hand the last row of noise to every example beyond it
+    noise = Perturbation(*map(jax.numpy.asarray, (np.zeros((4, 2, 2, 1)), np.arange(4), np.ones(4, bool))))
+    with pytest.raises(BadInput, match="example 4 has no noise"):
+        sets.perturb(sets.make(np.zeros((5, 2, 2, 1), np.float32), np.zeros(5, int)), noise)

@@ -253,7 +253,7 @@ def test_one_pixel_never_shares_a_pair():
 
 
 @pytest.mark.parametrize("granularity", ["sample", "class"])
-def test_labels_beyond_the_classes_are_refused(granularity):
+def test_labels_and_numbers_beyond_the_set_are_refused(granularity):
     # indexing would clamp them in silence, and class 4 would wear the noise of class 2
     examples = sets.make(np.zeros((5, 4, 4, 1), np.float32), np.arange(5))
     method = protect.error_minimizing(
@@ -263,3 +263,7 @@ def test_labels_beyond_the_classes_are_refused(granularity):
         method.init(jax.random.key(0), examples)
     with pytest.raises(BadInput, match="pass classes=5"):
         protect.one_pixel(examples, classes=3)
+    part = sets.take(examples, jnp.array([1, 2]))  # still numbered 1 and 2: its noise would be looked up elsewhere
+    for make in (lambda: method.init(jax.random.key(0), part), lambda: protect.one_pixel(part, classes=3)):
+        with pytest.raises(BadInput, match="whole set"):
+            make()

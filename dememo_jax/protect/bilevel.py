@@ -22,7 +22,7 @@ class BilevelState(NamedTuple):
 
 def blank(data: Dataset, mask: Array | None, *, granularity: str, classes: int) -> Perturbation:
     """No noise yet: one row an example (`"sample"`) or one a class (`"class"`)."""
-    sets.check_labels(data.y, classes)
+    sets.check_whole(data, classes)
     sample = granularity == "sample"
     rows = len(data.y) if sample else classes
     return Perturbation(

@@ -27,7 +27,7 @@ def one_pixel(data: Dataset, mask=None, *, classes: int, pixels: int = 1) -> Per
     closed = (classes - 1) * pixels // 2**channels  # positions whose every colour earlier classes may have taken
     enough = height * width - closed >= pixels
     require(enough, f"{height} x {width} images have too few pixels for {classes} classes with {pixels} of their own")
-    sets.check_labels(data.y, classes)
+    sets.check_whole(data, classes)
     mask = jnp.ones(len(data.y), bool) if mask is None else jnp.asarray(mask, bool)
     delta = _shortcuts(data.x, data.y, mask, classes=classes, pixels=pixels)
     return Perturbation(delta, data.y, mask)
