@@ -94,7 +94,8 @@ def of_classes(labels, classes: Sequence[int]) -> np.ndarray:
     """Mask [N] of the examples of the given classes; BadInput names a class that no example has."""
     labels = np.asarray(labels)
     missing = sorted(set(classes) - set(np.unique(labels).tolist()))
-    require(not missing, f"class {missing[:1]} does not exist: labels run from {labels.min()} to {labels.max()}")
+    absent = ", ".join(map(str, missing))
+    require(not missing, f"class {absent} does not exist: labels run from {labels.min()} to {labels.max()}")
     return np.isin(labels, list(classes))
 
 

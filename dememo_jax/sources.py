@@ -57,12 +57,12 @@ def check(x_train, y_train, x_test, y_test, *, where: str) -> None:
         f"{where}: train and test images differ in shape, {list(x_train.shape[1:])} and {list(x_test.shape[1:])}",
     )
     present = np.unique(y_train)
-    gap = np.flatnonzero(present != np.arange(len(present)))
+    gaps = np.flatnonzero(present != np.arange(len(present)))
     require(len(present) > 1, f"{where}: y_train has a single class; at least two are needed")
-    require(
-        not len(gap),
-        f"{where}: y_train has labels out of range: up to {present[-1]} but none is {gap[:1]}; renumber them 0..K-1",
-    )
+    if len(gaps):
+        raise BadInput(
+            f"{where}: y_train has labels out of range: up to {present[-1]} but none is {gaps[0]}; renumber them 0..K-1"
+        )
     require(y_test.max() <= present[-1], f"{where}: y_test has labels out of range: {y_test.max()}, expected 0..{present[-1]}")
 
 
