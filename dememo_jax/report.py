@@ -5,6 +5,7 @@ A `Section` is what a stage has to say: a sentence, tables, plots, pictures. It 
 
 import base64
 import dataclasses
+import functools
 import html
 import json
 import math
@@ -94,7 +95,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def draw(plot: Plot) -> bytes:
-    """A line plot as PNG bytes."""
+    """A line plot as PNG bytes; drawn once, whatever it is called in how many pages."""
+    return _draw(dataclasses.replace(plot, name="", note=""))
+
+
+@functools.lru_cache(maxsize=64)
+def _draw(plot: Plot) -> bytes:
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for number, (label, xs, ys) in enumerate(plot.series):

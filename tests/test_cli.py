@@ -47,7 +47,7 @@ def result(folder):
 
 
 def test_quickstart_reduced(tmp_path, capsys):
-    small = ("--passes", 1, "--epochs", 1, "--recovery-epochs", 2, "--draws", 130, "--eta", 0.005, 0.2)
+    small = ("--model", "mlp", "--passes", 1, "--epochs", 1, "--recovery-epochs", 2, "--draws", 130, "--eta", 0.005, 0.2)
     done = dememo("quickstart", "--run", "story", *small, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for heading in ("a. protect", "b. train", "c. unlearn", "d. audit", "e. certify", "f. report", "Certified depth"):

@@ -174,6 +174,8 @@ class Quickstart:
     """Run folder."""
     radius: float = 0.2
     """l-infinity budget: 8 x 8 images have 64 pixels, and 8/255 hides nothing in them."""
+    model: Net = "cnn"
+    """Network of surrogate and victims."""
     pixels: int = 2
     passes: int = 15
     epochs: int = 20

@@ -44,7 +44,7 @@ def quickstart(config: Quickstart) -> dict:
 def story(config: Quickstart) -> Iterator[tuple[str, list[Any]]]:
     """The stages, and the commands of each."""
     at = config.run
-    often: dict[str, Any] = {"seed": config.seed, "checkpoint_seconds": config.checkpoint_seconds}
+    often: dict[str, Any] = {"model": config.model, "seed": config.seed, "checkpoint_seconds": config.checkpoint_seconds}
     noise: dict[str, Any] = {"radius": config.radius, "pixels": config.pixels, "passes": config.passes}
     methods: tuple[Perturb, ...] = ("ue-s", "ue-c", "ops")
     yield "a. protect: perturb the training images", [Protect(at / f"protect-{m}", m, **noise, **often) for m in methods]
