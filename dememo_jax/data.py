@@ -53,8 +53,8 @@ def uniform(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array 
     key = jax.random.fold_in(key, step)
     if mask is None:
         return take(data, jax.random.randint(key, (batch,), 0, len(data.y)))
-    order, count = _members(mask)
-    return take(data, order[jax.random.randint(key, (batch,), 0, count)])
+    members = jnp.argsort(~mask, stable=True)  # packed at the front
+    return take(data, members[jax.random.randint(key, (batch,), 0, mask.sum())])
 
 
 def shuffled(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array | None = None) -> Dataset:
@@ -69,11 +69,6 @@ def shuffled(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array
     noise = jax.random.uniform(jax.random.fold_in(key, step // per_pass), mask.shape)
     order = jnp.argsort(jnp.where(mask, noise, jnp.inf))
     return take(data, order[((step % per_pass) * batch + jnp.arange(batch)) % count])
-
-
-def _members(mask: Array) -> tuple[Array, Array]:
-    """Positions of the examples where `mask`, packed at the front, and how many there are."""
-    return jnp.argsort(~mask, stable=True), mask.sum()
 
 
 def steps(count: int, batch: int, epochs: int) -> int:

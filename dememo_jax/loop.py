@@ -4,7 +4,6 @@ Step t of a run depends on `(key, t, state)` alone, so a run cut anywhere and re
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -37,11 +36,9 @@ def scan(
 
     Every step gets a batch that `draw` takes from the examples where `mask` [N], with `perturbation` joined. With
     `batch=None` it gets the whole set, for methods that draw their own batches.
-    Outside jit, raises BadInput for a mask without examples.
+    Outside jit, raises BadInput for a mask without examples or noise for a smaller set.
     """
-    require(batch is not None or mask is None, "a mask chooses what batches are drawn from; with batch=None there are none")
-    if mask is not None and not isinstance(mask, jax.core.Tracer):
-        require(np.asarray(mask).any(), "the mask selects no example to draw batches from")
+    _check(data, batch, mask, perturbation)
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
 
     def body(current, t):
@@ -51,10 +48,15 @@ def scan(
     return jax.lax.scan(body, state, start + jnp.arange(steps))
 
 
-@partial(jax.jit, static_argnames=("method", "steps", "batch", "draw"))
-def _chunk(method, key, state, data, start, mask, perturbation, *, steps, batch, draw):
-    how = {"steps": steps, "batch": batch, "start": start, "mask": mask, "perturbation": perturbation, "draw": draw}
-    return scan(method, key, state, data, **how)
+_chunk = jax.jit(scan, static_argnames=("method", "steps", "batch", "draw"))
+
+
+def _check(data: Dataset, batch: int | None, mask: Array | None, perturbation: Perturbation | None) -> None:
+    """BadInput for a mask or a perturbation that cannot serve; their values are not known, so not checked, under jit."""
+    require(batch is not None or mask is None, "a mask chooses what batches are drawn from; with batch=None there are none")
+    if mask is not None and not isinstance(mask, jax.core.Tracer):
+        require(np.asarray(mask).any(), "the mask selects no example to draw batches from")
+    sets.check_covers(perturbation, data)
 
 
 def run(
@@ -78,14 +80,12 @@ def run(
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
     """
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
-    sets.check_covers(perturbation, data)
-    require(mask is None or np.asarray(mask).any(), "the mask selects no example to draw batches from")
+    _check(data, batch, mask, perturbation)
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
+    how = {"batch": batch, "mask": mask, "perturbation": perturbation, "draw": draw}
     for begin in range(start, steps, every):
         count = min(every, steps - begin)
-        state, info = _chunk(
-            method, key, state, data, jnp.asarray(begin), mask, perturbation, steps=count, batch=batch, draw=draw
-        )
+        state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), **how)
         host = {name: np.asarray(values) for name, values in info.items()}
         _refuse_non_finite(host, begin)
         if after(begin + count, state, host):

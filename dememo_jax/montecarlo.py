@@ -42,8 +42,7 @@ def scores(
     over: a mesh of devices to spread the draws over; by default one device.
     Raises BadInput for sigma not positive or no draws, NonFinite when the metric returns NaN or infinity.
     """
-    same = jax.tree.structure(sigma) in (jax.tree.structure(0.0), jax.tree.structure(params))
-    require(same, "sigma must be one number, or a tree of them with the structure of params")
+    tree.check_scale(sigma, params)
     leaves = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(sigma)])
     require(np.isfinite(leaves).all() and (leaves >= 0).all() and leaves.any(), f"sigma must be positive, got {sigma}")
     require(stop > start >= 0, f"draws {start}..{stop} are none: ask for at least one")

@@ -84,6 +84,11 @@ def cell(value: Cell) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def numeric(table: Table, column: int) -> bool:
+    """Whether a column holds numbers, and is set flush right."""
+    return any(isinstance(row[column], int | float) for row in table.rows)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside and rename, so that a reader or a crash never meets half a file."""
     part = path.with_name(path.name + ".part")
@@ -168,18 +173,13 @@ def _text(value: str) -> str:
 
 
 def _table(table: Table) -> str:
-    def number(value: Cell) -> bool:
-        return isinstance(value, int | float) or value is None
+    styles = [' class="n"' if numeric(table, i) else "" for i in range(len(table.columns))]
 
-    def show(value: Cell) -> str:
-        return f'<td class="n">{_text(cell(value))}</td>' if number(value) else f"<td>{_text(cell(value))}</td>"
+    def line(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f"<{tag}{style}>{_text(text)}</{tag}>" for style, text in zip(styles, texts))
 
-    aligned = (any(number(row[i]) for row in table.rows) for i in range(len(table.columns)))
-    head = "".join(
-        f'<th class="n">{_text(n)}</th>' if right else f"<th>{_text(n)}</th>" for n, right in zip(table.columns, aligned)
-    )
-
-    rows = "".join(f"<tr>{''.join(show(value) for value in row)}</tr>" for row in table.rows)
+    head = line("th", table.columns)
+    rows = "".join(f"<tr>{line('td', [cell(value) for value in row])}</tr>" for row in table.rows)
     caption = f"<caption>{_text(table.title)}</caption>"
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}'

@@ -1,5 +1,6 @@
 """Training as a method."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,19 @@ def update(tx: optax.GradientTransformation, grads: Any, opt: Any, weights: Weig
     """One optax step on the params; the statistics stay."""
     updates, opt = tx.update(grads, opt, weights.params)
     return weights._replace(params=optax.apply_updates(weights.params, updates)), opt
+
+
+@functools.lru_cache(maxsize=256)
+def clipped_sgd(
+    lr: float, momentum: float, weight_decay: float, cosine_steps: int | None = None
+) -> optax.GradientTransformation:
+    """The published codes' SGD: gradient clipped at norm 5, weight decay towards zero, momentum.
+
+    At a constant rate, or falling to zero by a cosine. The same arguments give the same object, so that methods made
+    of it share compiled programs.
+    """
+    rate = lr if cosine_steps is None else optax.cosine_decay_schedule(lr, cosine_steps)
+    return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
 
 
 def sgd(

@@ -52,18 +52,21 @@ def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -
 
     Leaf number j, in tree order, uses `fold_in(key, j)`.
     """
+    check_scale(scale, tree)
     leaves, treedef = jax.tree.flatten(tree)
-    one = jax.tree.structure(scale) in (jax.tree.structure(0.0),)
-    require(
-        one or jax.tree.structure(scale) in (treedef,),
-        "the scale of noise must be one number, or a tree of them with the structure of what it falls on",
-    )
-    scales = jax.tree.leaves(scale) * (len(leaves) if one else 1)
+    scales = jax.tree.leaves(scale)
+    scales = scales * len(leaves) if len(scales) == 1 else scales
     drawn = [
         jax.random.normal(jax.random.fold_in(key, j), leaf.shape, leaf.dtype) * jnp.asarray(s, leaf.dtype)
         for j, (leaf, s) in enumerate(zip(leaves, scales, strict=True))
     ]
     return jax.tree.unflatten(treedef, drawn)
+
+
+def check_scale(scale: float | Array | Params, tree: Params) -> None:
+    """BadInput unless `scale` is one number, or has one for every leaf of `tree`."""
+    fits = jax.tree.structure(scale) in (jax.tree.structure(0.0), jax.tree.structure(tree))
+    require(fits, "the scale of noise (sigma) must be one number, or a tree of them with the structure of what it falls on")
 
 
 def add(a: Params, b: Params) -> Params:

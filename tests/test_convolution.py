@@ -67,10 +67,12 @@ def test_under_vmap_over_kernels_and_images_and_inside_scan():
         def energy(kernel, x):
             return jnp.sum(conv(x, kernel, (2, 2), "SAME") ** 2)
 
+        def descend(kernel, x):
+            return kernel - 1e-3 * jax.grad(energy)(kernel, x), energy(kernel, x)
+
         def of(kernels, images):
             both = jax.vmap(jax.grad(energy))(kernels, images)
             shared = jax.vmap(jax.grad(energy), in_axes=(0, None))(kernels, images[0])
-            descend = lambda kernel, x: (kernel - 1e-3 * jax.grad(energy)(kernel, x), energy(kernel, x))  # noqa: E731
             return both, shared, jax.lax.scan(descend, kernels[0], images)
 
         return jax.jit(of)(np.stack([KERNEL, -0.5 * KERNEL, KERNEL + 1]), np.stack([X, 2 * X, X - 1]))

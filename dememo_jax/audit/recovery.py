@@ -87,7 +87,6 @@ def recover(
     return Recovery(radius, shape, statistics, int(held.sum()), tuple(accuracy), tuple(distance))
 
 
-@functools.lru_cache(maxsize=32)
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:
-    """The published attacker's optimiser: gradient clipped at 5, weight decay towards zero, momentum 0.9."""
-    return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9))
+    """The published attacker's optimiser."""
+    return train.clipped_sgd(rate, 0.9, decay)

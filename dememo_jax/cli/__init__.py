@@ -38,7 +38,7 @@ def execute(config: Any) -> dict:
     done = work(config)
     for table in report.section(done["sections"][0]).tables:
         console.table(table)
-    stages.announce(done, config.run)
+    console.announce(done)
     console.say(f"page: {config.run / 'report.html'}   numbers: {config.run / 'result.json'}")
     return done
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import audit, certify, evaluate, keys, tree
+from dememo_jax import audit, certify, evaluate, keys, train, tree
 from dememo_jax import data as sets
-from dememo_jax.cli import lineage, runs
+from dememo_jax.cli import console, lineage, runs
 from dememo_jax.cli.configs import Audit, Certify
 from dememo_jax.cli.stages import positive
 from dememo_jax.errors import require
@@ -120,8 +120,8 @@ def _recover(
     def measure(weights: Weights) -> float:
         return lineage.accuracies(base, weights, where)["target"]
 
-    transform = lineage.tx(config.lr, 0.9, 5e-4)
-    method = lineage.method(audit.attack, base.model, transform, shape=config.shape, statistics=config.statistics)
+    transform = train.clipped_sgd(config.lr, 0.9, 5e-4)
+    method = audit.attack(base.model, transform, shape=config.shape, statistics=config.statistics)
     each = sets.steps(int(hints.sum()), config.batch, 1)
     _, history = runs.resumable(
         config.run, method, keys.named(key, "recovery"), (base.weights, radius), base.train,
@@ -174,7 +174,7 @@ def _draw(config: Certify, context: lineage.Trained, groups: dict[str, np.ndarra
     if done == config.draws:
         return scores
     offer = runs.saver(directory, config.checkpoint_seconds)
-    with runs.console.progress(f"certify {config.run.name}: {name}", config.draws, done) as advance:
+    with console.progress(f"certify {config.run.name}: {name}", config.draws, done) as advance:
 
         def after(now: int, part: np.ndarray) -> None:
             scores[now - len(part) : now] = part

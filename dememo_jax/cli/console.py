@@ -42,8 +42,11 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], 
         yield advance
 
 
-def result(title: str, summary: str, seconds: float) -> None:
-    OUT.print(f"[bold]{escape(title):<34}[/] {escape(summary)} [dim]({seconds:.1f} s)[/]", soft_wrap=True)
+def announce(done: dict) -> None:
+    """The one-line result of a finished command, from its result.json."""
+    section, seconds = done["sections"][0], done["measured"]["seconds"]
+    title, summary = escape(section["title"]), escape(section["summary"])
+    OUT.print(f"[bold]{title:<34}[/] {summary} [dim]({seconds:.1f} s)[/]", soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -61,8 +64,7 @@ def error(text: str) -> None:
 def table(part: report.Table) -> None:
     shown = RichTable(title=escape(part.title), title_justify="left", caption=escape(part.note) or None, caption_justify="left")
     for i, name in enumerate(part.columns):
-        numeric = any(isinstance(row[i], int | float) for row in part.rows)
-        shown.add_column(escape(name), justify="right" if numeric else "left")
+        shown.add_column(escape(name), justify="right" if report.numeric(part, i) else "left")
     for row in part.rows:
         shown.add_row(*(escape(report.cell(value)) for value in row))
     OUT.print(shown)

@@ -62,20 +62,13 @@ class Trained(Source):
         return models.freeze(self.model, self.weights)
 
 
-# --- networks and optimisers: cached, so that runs of one shape in one process share compiled programs -----------
+# --- networks and methods: cached, so that runs of one shape in one process share compiled programs -----------
 
 
 @functools.lru_cache
 def model(name: str, classes: int) -> Model:
     makers: dict[str, Callable[[int], Any]] = {"mlp": nets.mlp, "cnn": nets.cnn, "resnet18": nets.resnet18}
     return models.from_linen(makers[name](classes))
-
-
-@functools.lru_cache
-def tx(lr: float, momentum: float, weight_decay: float, cosine_steps: int | None = None) -> optax.GradientTransformation:
-    """SGD with momentum, weight decay and gradients clipped at norm 5, at a constant rate or falling by a cosine."""
-    rate = lr if cosine_steps is None else optax.cosine_decay_schedule(lr, cosine_steps)
-    return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
 
 
 @functools.lru_cache

@@ -34,9 +34,9 @@ def quickstart(config: Quickstart) -> dict:
         console.OUT.rule(f"[bold]{heading}", align="left")
         for part in parts:
             done = WORK[type(part)](part)
-            stages.announce(done, part.run)
+            console.announce(done)
             values[part.run.name] = done["values"]
-            sections += gather(part.run, config.run)
+            sections += gather(done, part.run, config.run)
     console.OUT.rule("[bold]f. report", align="left")
     return runs.finish(config.run, described, values, [overview(config, values), *sections], started, introduction=INTRODUCTION)
 
@@ -77,7 +77,7 @@ def _check(config: Quickstart) -> None:
     require(open_ in range(4, 8), f"the second class of --forget must be a clean one, 4 to 7; got {open_}")
     stages.positive(radius=config.radius, passes=config.passes, epochs=config.epochs, recovery_epochs=config.recovery_epochs)
     stages.positive(pixels=config.pixels, radii=min(config.radii))
-    certify.check(sigma=config.sigma, eta=config.eta, q=0.5, alpha=0.5, draws=config.draws)
+    certify.check(sigma=config.sigma, eta=config.eta, q=Certify.q, alpha=Certify.alpha, draws=config.draws)
 
 
 # --- the overview ------------------------------------------------------------------------------------------------
@@ -134,8 +134,7 @@ def _audits(config: Quickstart, values: dict[str, dict]) -> Table:
     for c in config.forget:
         for short in SHORT.values():
             done = values[f"audit-{short}-{c}"]
-            found = done["recovery"]
-            curves = [r["accuracy"] for r in found]
+            curves = [r["accuracy"] for r in done["recovery"]]
             rows.append((f"{c}, {short}", *done["membership"].values(), curves[0][0], *(max(curve) for curve in curves)))
     columns = ("class, model", "correct.", "probab.", "entropy", "accuracy", *(f"at {r:g}" for r in config.radii))
     note = (
@@ -155,7 +154,8 @@ def _certificates(config: Quickstart, values: dict[str, dict]) -> Table:
         for row in zip(*(certificate["bounds"] for certificate in columns.values()))
     )
     note = (
-        f"Upper bounds at q = 0.9, alpha = 0.01 over each model's rows, sigma = {config.sigma:g}, {config.draws:,} draws. They "
+        f"Upper bounds at q = {Certify.q:g}, alpha = {Certify.alpha:g} over each model's rows, sigma = {config.sigma:g}, "
+        f"{config.draws:,} draws. They "
         f"bound a quantile over weight noise. {checks.ABSTAINS}"
     )
     return Table("Certified depth (Theorem 1)", ("group", "eta", *columns), rows, note)
@@ -164,10 +164,10 @@ def _certificates(config: Quickstart, values: dict[str, dict]) -> Table:
 # --- pages of several runs ---------------------------------------------------------------------------------------
 
 
-def gather(folder: Path, into: Path) -> list[Section]:
-    """The sections of a finished run, their pictures found from the folder `into`."""
+def gather(done: dict, folder: Path, into: Path) -> list[Section]:
+    """The sections of the finished run in `folder`, their pictures found from the folder `into`."""
     sections = []
-    for plain in runs.result(folder)["sections"]:
+    for plain in done["sections"]:
         section = report.section(plain)
         pictures = tuple((os.path.relpath(folder / name, into), caption) for name, caption in section.pictures)
         plots = tuple(dataclasses.replace(plot, name=f"{folder.name}-{plot.name}") for plot in section.plots)
@@ -179,12 +179,13 @@ def report_runs(config: Report) -> dict:
     """`dememo report`."""
     started = time.monotonic()
     require(config.sources, "name at least one finished run folder")
-    sections = [section for folder in config.sources for section in gather(folder, config.run)]
+    finished = {folder: runs.result(folder) for folder in config.sources}
+    sections = [section for folder, done in finished.items() for section in gather(done, folder, config.run)]
     digests = {f"run_{i}": runs.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.sources)}
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done
-    values = {folder.name: runs.result(folder)["values"] for folder in config.sources}
+    values = {folder.name: done["values"] for folder, done in finished.items()}
     return runs.finish(config.run, described, values, sections, started)
 
 

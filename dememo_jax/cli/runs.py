@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, loop, report
+from dememo_jax import __version__, checkpoint, loop, report
 from dememo_jax.cli import console
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
@@ -103,8 +103,6 @@ def finish(
 
 def measured(started: float) -> dict:
     """Where and when: device, versions, commit, seconds of this process's part of the run."""
-    from dememo_jax import __version__
-
     return {
         "seconds": round(time.monotonic() - started, 2),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -11,9 +11,9 @@ import numpy as np
 
 from dememo_jax import checkpoint, evaluate, keys, models, protect, report, train, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import console, lineage, runs
+from dememo_jax.cli import lineage, runs
 from dememo_jax.cli.configs import Protect, Train, Unlearn
-from dememo_jax.errors import require
+from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Plot, Section, Table
 from dememo_jax.types import Perturbation
 
@@ -79,7 +79,7 @@ def _error_minimizing(
 ) -> tuple[Perturbation, list[dict]]:
     method = protect.error_minimizing(
         lineage.model(config.model, base.classes),
-        lineage.tx(0.1, 0.9, 5e-4),
+        train.clipped_sgd(0.1, 0.9, 5e-4),
         radius=radius,
         stride=radius / 10,
         classes=base.classes,
@@ -119,15 +119,16 @@ def train_victim(config: Train) -> dict:
     if config.source is not None:
         base = lineage.protected(config.source)
     else:
-        config = dataclasses.replace(config, data=config.data or "digits")
-        base = lineage.clean(config.data or "digits", config.data_dir)
+        data = config.data or "digits"
+        config = dataclasses.replace(config, data=data)
+        base = lineage.clean(data, config.data_dir)
     perturbation = lineage.narrowed(base, config.protected_classes)
     described = runs.describe(config, source_digest=base.digest)
     if done := runs.begin(config.run, described):
         return done
     model, per_epoch = lineage.model(config.model, base.classes), sets.steps(len(base.train.y), config.batch, 1)
     steps = per_epoch * config.epochs
-    transform = lineage.tx(config.lr, config.momentum, config.weight_decay, steps)
+    transform = train.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
     method = lineage.method(train.sgd, model, transform, augment=lineage.augmentation(config.augment))
     key = jax.random.key(config.seed)
 
@@ -184,7 +185,7 @@ def unlearn_data(config: Unlearn) -> dict:
     count = {"retrain": len(forget), "finetune": (~forget).sum(), "gradient-ascent": forget.sum()}[config.method]
     per_epoch = sets.steps(int(count), config.batch, 1)
     momentum, decay = base.trained["momentum"], base.trained["weight_decay"]
-    transform = lineage.tx(lr, momentum, decay, per_epoch * epochs if config.method == "retrain" else None)
+    transform = train.clipped_sgd(lr, momentum, decay, per_epoch * epochs if config.method == "retrain" else None)
     recipe = {"retrain": unlearn.retrain, "finetune": unlearn.finetune, "gradient-ascent": unlearn.gradient_ascent}[
         config.method
     ]
@@ -197,7 +198,7 @@ def unlearn_data(config: Unlearn) -> dict:
         record=lambda state, info: lineage.accuracies(base, state.weights, parts),
     )  # fmt: skip
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
-    before, after = lineage.accuracies(base, base.weights, parts), lineage.accuracies(base, state.weights, parts)
+    before, after = lineage.accuracies(base, base.weights, parts), history[-1]
     summary = f"{config.method} of {forget.sum():,} examples: " + ", ".join(
         f"{n} {before[n]:.3f} -> {after[n]:.3f}" for n in parts
     )
@@ -234,14 +235,7 @@ def read_mask(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        require(False, f"{path}: not a readable .npy with a boolean array [N] ({error})")
-        raise
+        raise BadInput(f"{path}: not a readable .npy with a boolean array [N] ({error})") from error
 
 
 STAGES = {Protect: protect_data, Train: train_victim, Unlearn: unlearn_data}
-
-
-def announce(done: dict, folder: Path) -> None:
-    """The one-line result of a finished command."""
-    section = done["sections"][0]
-    console.result(section["title"], section["summary"], done["measured"]["seconds"])
