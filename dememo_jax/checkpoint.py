@@ -45,11 +45,12 @@ def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = No
 
 
 def restore(directory: str | Path, step: int, like: Any) -> Restored:
-    """One checkpoint; `like` is a tree of arrays or shapes (`jax.eval_shape` of `init`) to fill."""
+    """One checkpoint; `like` is a tree of arrays or shapes (`jax.eval_shape` of `init`) to fill, None takes what there is."""
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     with _manager(directory) as manager:
         got = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()))
-    return Restored(step, jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(got.state)), got.meta)
+    state = got.state if like is None else jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(got.state))
+    return Restored(step, state, got.meta)
 
 
 def newest(directory: str | Path, like: Any) -> tuple[Restored | None, tuple[str, ...]]:

@@ -1,29 +1,61 @@
-"""Devices: the only place that knows `shard_map`."""
+"""Devices, of one process or of many: the only place that knows `shard_map`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dememo_jax.types import Array
 
 
 def mesh(axis: str = "rows", devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """One axis over all devices, or over those given."""
+    """One axis over all devices (those of every process, after `jax.distributed.initialize`), or over those given."""
     devices = jax.devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def spread(fn: Callable[[Any, Array], Array], over: jax.sharding.Mesh) -> Callable[[Any, Array], Array]:
-    """Run `fn(shared, rows)` with `rows` cut over the devices and `shared` copied to each.
+    """Run `fn(shared, rows)` with `rows` cut over the devices and `shared` on each; every device gets the whole result.
 
     The result's leading axis is that of `rows`, which must be a multiple of the number of devices (`padded`).
     """
     (axis,) = over.axis_names
-    cut = PartitionSpec(axis)
-    return jax.shard_map(fn, mesh=over, in_specs=(PartitionSpec(), cut), out_specs=cut, check_vma=False)
+
+    def part(shared, rows):
+        return jax.lax.all_gather(fn(shared, rows), axis, tiled=True)
+
+    return jax.shard_map(
+        part, mesh=over, in_specs=(PartitionSpec(), PartitionSpec(axis)), out_specs=PartitionSpec(), check_vma=False
+    )
+
+
+def copied(tree: Any, over: jax.sharding.Mesh) -> Any:
+    """The arrays of a tree on every device of the mesh, sent once; each process must hold the same values."""
+    return jax.tree.map(lambda leaf: _put(leaf, over, PartitionSpec()), tree)
+
+
+def cut(rows: np.ndarray, over: jax.sharding.Mesh) -> Array:
+    """Rows, the same in every process, laid over the devices."""
+    return _put(rows, over, PartitionSpec(over.axis_names[0]))
+
+
+def _put(leaf: Any, over: jax.sharding.Mesh, spec: PartitionSpec) -> Array:
+    if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), over, spec), impl=jax.random.key_impl(leaf))
+    sharding = NamedSharding(over, spec)
+    if not over.is_multi_process:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def agreed(value: float) -> float:
+    """The first process's value, in every process: what a clock said must not send them different ways."""
+    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:

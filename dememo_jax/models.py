@@ -93,13 +93,41 @@ def freeze(model: Model, weights: Weights) -> tuple[Apply, Params]:
     return Partial(_with_stats(model.apply), weights.stats), weights.params
 
 
+def recalibrated(model: Model, weights: Weights, x: Array) -> tuple[Apply, Params, Callable[[Params], Weights]]:
+    """`(apply, params, prepare)` of a network whose batch-norm statistics are those of the fixed images x [B, ...].
+
+    `apply(prepare(params), images)` first passes x through the network with the params in question, in training mode,
+    and normalises with the means and variances found there: a fixed function of the params, whose noisy versions do not
+    suffer from statistics that belong to other weights. Works for running averages `m * old + (1 - m) * new`; statistics
+    of another kind stay as they are, and so do all in a network without batch norm.
+    """
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(weights.stats)]
+
+    def passed(params, fill, images):
+        leaves, treedef = jax.tree.flatten(weights.stats)
+        start = [jnp.full_like(leaf, fill) if f else leaf for leaf, f in zip(leaves, floating)]
+        return model.fit(Weights(params, jax.tree.unflatten(treedef, start)), images, jax.random.key(0))[1].stats
+
+    zeros, ones = (passed(weights.params, fill, x) for fill in (0.0, 1.0))
+    pairs = zip(floating, jax.tree.leaves(zeros), jax.tree.leaves(ones))
+    kept = [float(jnp.mean(one - zero)) if f else 1.0 for f, zero, one in pairs]  # the momentum m; 1 where nothing is averaged
+
+    def prepare(images, params):
+        found = jax.tree.leaves(passed(params, 0.0, images))
+        old, treedef = jax.tree.flatten(weights.stats)
+        fresh = [leaf if m >= 1 - 1e-6 else new / (1 - m) for leaf, new, m in zip(old, found, kept)]
+        return Weights(params, jax.tree.unflatten(treedef, fresh))
+
+    return model.apply, weights.params, Partial(prepare, x)
+
+
 @functools.lru_cache(maxsize=256)
 def _with_stats(apply: Callable[[Weights, Array], Array]) -> Callable:
     # One function object a model, so that jit recognises the next network of the same architecture.
     return lambda stats, params, x: apply(Weights(params, stats), x)
 
 
-def as_apply(apply: Apply) -> Partial:
+def as_apply(apply: Callable[..., Any]) -> Partial:
     """Any `(params, x) -> logits` in the form that passes through jit as an argument."""
     require(callable(apply), f"expected a function (params, x) -> logits, got {type(apply).__name__}")
     return apply if isinstance(apply, Partial) else Partial(apply)

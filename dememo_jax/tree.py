@@ -3,8 +3,13 @@
 Norms and distances are global l2 over every leaf, accumulated in float32 at least.
 """
 
+import hashlib
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Key, Params
@@ -48,18 +53,18 @@ def _towards(tree: Params, centre: Params, scale_of) -> Params:
 
 
 def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -> Params:
-    """Independent N(0, scale^2) in the shape and dtype of every leaf; `scale` is one number or a tree of them.
+    """Independent N(0, scale^2) in the shape of every leaf, float32 at least; `scale` is one number or a tree of them.
 
-    Leaf number j, in tree order, uses `fold_in(key, j)`.
+    One draw for the whole tree, cut into its leaves in tree order: many small draws cost more than one large.
     """
     check_scale(scale, tree)
     leaves, treedef = jax.tree.flatten(tree)
     scales = jax.tree.leaves(scale)
     scales = scales * len(leaves) if len(scales) == 1 else scales
-    drawn = [
-        jax.random.normal(jax.random.fold_in(key, j), leaf.shape, leaf.dtype) * jnp.asarray(s, leaf.dtype)
-        for j, (leaf, s) in enumerate(zip(leaves, scales, strict=True))
-    ]
+    dtype = jnp.result_type(jnp.float32, *leaves)
+    flat = jax.random.normal(key, (size(tree),), dtype)
+    parts = jnp.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
+    drawn = [part.reshape(leaf.shape) * jnp.asarray(s, dtype) for part, leaf, s in zip(parts, leaves, scales, strict=True)]
     return jax.tree.unflatten(treedef, drawn)
 
 
@@ -70,4 +75,47 @@ def check_scale(scale: float | Array | Params, tree: Params) -> None:
 
 
 def add(a: Params, b: Params) -> Params:
-    return jax.tree.map(jnp.add, a, b)
+    """a + b in the dtypes of a: summed in the wider one and rounded once."""
+    return jax.tree.map(lambda left, right: (left + right).astype(left.dtype), a, b)
+
+
+# --- on the host: names, scales, fingerprints --------------------------------------------------------------------
+
+
+def names(tree: Params) -> list[str]:
+    """The path of every leaf in tree order, such as `Dense_0/kernel`."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def scales(tree: Params, sigma: float, *, only: str | None = None, relative: bool = False) -> Params:
+    """A noise scale for every leaf: `sigma` where the leaf's name matches the regular expression `only`, else 0.
+
+    relative: sigma times the root mean square of the leaf, so that large and small layers are shaken alike.
+    Raises BadInput when no leaf matches, or when a matched leaf is all zero and has no scale of its own.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    found = [only is None or re.search(only, name) is not None for name in names(tree)]
+    require(any(found), f"no leaf matches {only!r}; the leaves are {', '.join(names(tree))}")
+    rms = [float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64))))) if relative else 1.0 for leaf in leaves]
+    zero = [name for name, wanted, size_ in zip(names(tree), found, rms) if wanted and size_ == 0]
+    require(not zero, f"relative noise needs leaves that are not all zero; leave out {', '.join(zero)}")
+    return jax.tree.unflatten(treedef, [sigma * size_ if wanted else 0.0 for wanted, size_ in zip(found, rms)])
+
+
+def check_floating(tree: Params, what: str) -> None:
+    """BadInput naming the first leaf that is not floating, or not finite; finiteness is not checked under jit."""
+    for name, leaf in zip(names(tree), jax.tree.leaves(tree)):
+        dtype = jnp.result_type(leaf)
+        require(jnp.issubdtype(dtype, jnp.floating), f"{what} must be floating; {name} is {dtype}")
+        known = not isinstance(leaf, jax.core.Tracer)
+        require(not known or bool(jnp.isfinite(leaf).all()), f"{what} must be finite; {name} holds NaN or infinity")
+
+
+def digest(tree: Any) -> str:
+    """A short fingerprint of the arrays in a tree, with their names, shapes and types; typed keys count as their data."""
+    total = hashlib.blake2b(digest_size=8)
+    for name, leaf in zip(names(tree), jax.tree.leaves(tree)):
+        keyed = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if keyed else leaf)
+        total.update(f"{name} {array.shape} {array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

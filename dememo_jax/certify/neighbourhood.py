@@ -1,159 +1,129 @@
 """Bounds around one model's weights: what a Gaussian cloud of draws says about every cloud moved by up to eta."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, evaluate, models, montecarlo, tree
-from dememo_jax.errors import require
+from dememo_jax import bounds, evaluate
+from dememo_jax.certify.draws import Draws, cloud, draw, limits, number, subset
+from dememo_jax.certify.planning import check, demands, plan, radii, shares
 from dememo_jax.types import Apply, Dataset, Key, Params
 
-SIDES = ("upper", "lower", "lower_published")
 ASSUMPTIONS = (
-    "local and parametric: about Gaussian clouds centred within eta (l2, all params) of these weights, not other training runs",
-    "a quantile over the noise: a single network in the ball may lie beyond the bound",
-    "batch-norm and other running statistics are held fixed; the metric is the function as computed, in its precision",
-    "the evaluation data, sigma, q and eta were fixed before the draws were seen",
+    "local and parametric: about Gaussian clouds centred within eta of these weights, not other training runs",
+    "a quantile over the noise: a single network in the ball, attacked or not, may lie beyond the bound",
+    "running statistics such as batch norm's are no part of the ball: they are held fixed, or recomputed from the weights",
+    "sigma, q, eta, the groups, the evaluation data and the number of draws were fixed before the draws were seen",
 )
 
 
 @dataclass(frozen=True)
-class Bound:
-    """One row: with probability >= q over the noise, `group` accuracy stays on the bound's side for all ||v|| <= eta."""
+class Row:
+    """One statement: for every move v of the weights with ||v|| <= eta, under the noise,
+
+    Pr[score <= upper] >= q, and Pr[score >= lower] >= q (in the published form 1 - q); each with its own confidence
+    1 - alpha over the draws. None where the draws support no bound: it abstains.
+    """
 
     group: str
+    q: float
     eta: float
-    bound: float | None  # None: abstained
-    level: float  # quantile level that pays for the shift eta / sigma
-    draws_needed: int | None  # fewest draws for which a bound exists; None where no float64 count would do
+    shift: float  # eta in standard deviations of the noise
+    upper: float | None
+    lower: float | None
+    level: float  # quantile level of the draws that pays for the move
+    lower_level: float  # the same for the lower bound; another in the published form
+    alpha: float  # of each bound
+    draws: int
+    draws_needed: int | None  # fewest with which both bounds exist; None where no float64 count would do
+    quantile: float  # of the draws at q, and at 1 - q: of the cloud as it is, estimated without confidence
+    lower_quantile: float
     reason: str | None  # why it abstained
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Theorem 1 of the SoK for every group and eta, at confidence 1 - alpha over the draws."""
+class DepthCertificate:
+    """Dememorization depth (SoK Theorem 1) for every group, q and eta, together at confidence 1 - alpha over the draws.
 
-    side: str
-    q: float
-    sigma: float
-    alpha: float  # of the whole family of rows
-    rows: int  # how many statements share alpha
+    It bounds a quantile over Gaussian weight noise, not the accuracy of one attacked network.
+    """
+
+    rows: tuple[Row, ...]
+    side: str  # "both", "upper" or "lower": which bounds were asked for
+    form: str  # "corrected", or "published": the paper's lower level
+    lower_holds_with: tuple[float, ...]  # the probability over the noise that lower bounds hold with, for each q
+    alpha: float  # of all statements together
+    statements: int  # how many bounds share alpha
+    simultaneous: bool
     draws: int
-    largest_eta: float | None  # what so many draws can certify at most
-    noise_norm: float  # expected length of the noise, sigma * sqrt(params)
-    bounds: tuple[Bound, ...]
+    start: int
+    sigma: float | None
+    radius: str  # what eta measures
+    noise_norm: float | None
+    scales: tuple[tuple[str, float], ...]
+    largest_eta: tuple[float | None, ...]  # that so many draws can certify, for each q
+    precision: str
+    images: tuple[tuple[int, int], ...] | None  # (evaluated, all) of each group
+    image_alpha: float  # part of alpha that pays for evaluating a subset of the images
+    fingerprint: Mapping[str, str]
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
-def check(*, sigma: float, eta: Sequence[float], q: float, alpha: float, draws: int, side: str = "upper") -> None:
-    """Raise BadInput unless the numbers of a certificate make sense; cheap, for before the long work."""
-    require(np.isfinite(sigma) and sigma > 0, f"sigma must be positive, got {sigma}")
-    require(side in SIDES, f"side must be one of {', '.join(SIDES)}, got {side!r}")
-    require(np.ndim(eta) == 1 and len(eta) > 0, f"eta must be a sequence of at least one radius, got {eta!r}")
-    for value in eta:
-        require(np.isfinite(value) and value > 0, f"eta must be positive, got {value}")
-    require(0 < q < 1, f"q must lie strictly between 0 and 1, got {q}")
-    require(0 < alpha < 1, f"alpha must lie strictly between 0 and 1, got {alpha}")
-    require(draws >= 1, f"draws must be at least 1, got {draws}")
-
-
-def from_scores(
-    scores: np.ndarray,
-    groups: Sequence[str],
+def bound(
+    draws: Draws,
     *,
-    sigma: float,
     eta: Sequence[float],
-    params: int,
-    q: float = 0.9,
+    q: float | Sequence[float] = 0.9,
     alpha: float = 0.01,
-    side: str = "upper",
+    side: str = "both",
+    form: str = "corrected",
     simultaneous: bool = True,
-) -> Certificate:
-    """The certificate that draws already made support: scores [S, G], one column a group.
+) -> DepthCertificate:
+    """The certificate that draws already made support.
 
-    side: "upper" bounds the metric from above, "lower" from below (with the corrected level: the theorem as printed
-        holds with probability 1 - q only, and is kept as "lower_published").
-    simultaneous: split alpha over all rows (Bonferroni), so that they hold together. The published code spends the
-        whole alpha on each of its 26 rows: `simultaneous=False`.
+    eta: radii, in l2 over the noised leaves; where leaves have scales of their own, lengths of Sigma^(-1/2) v.
+    side: "both" states upper and lower bounds, each at q: both at once hold with probability 2 q - 1.
+    form: the paper's lower bound holds with probability 1 - q only ("published"); the default is the corrected one.
+    simultaneous: alpha is split over all bounds (Bonferroni), so that they hold together. The published code spends all
+        of it on each of its 26 rows: `simultaneous=False`.
+    A bound that the draws cannot support is None, and `draws_needed` says how many would do.
+    Raises BadInput for parameters out of range or draws that are none.
     """
-    scores = np.asarray(scores, np.float64)
-    require(scores.ndim == 2 and scores.shape[1] == len(groups), f"scores must be [draws, {len(groups)}], got {scores.shape}")
-    require(np.isfinite(scores).all(), "scores must be finite")
-    draws = len(scores)
-    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws, side=side)
-    rows = len(groups) * len(eta) if simultaneous else 1
-    covered = 1.0 - q if side == "lower_published" else q
-    quantile = bounds.quantile_upper if side == "upper" else bounds.quantile_lower
+    qs = shares(q)
+    check(sigma=draws.sigma, eta=eta, q=qs, alpha=alpha, draws=len(draws.scores), side=side, form=form)
+    asked = demands(sigma=draws.sigma, eta=eta, q=qs, alpha=alpha, groups=len(draws.groups), side=side, form=form,
+                    simultaneous=simultaneous, subset=subset(draws))  # fmt: skip
+    image_alpha = alpha / 2 if subset(draws) else 0.0
+    # All limits hold together but for a chance of image_alpha; then order statistics of the high ones lie at or above
+    # those of the true scores.
+    beta = alpha / 2 / (draws.scores.size * (2 if side == "both" else 1))
+    columns = limits(draws, beta)
+    count = len(draws.scores)
 
-    def row(column: int, group: str, radius: float) -> Bound:
-        shift = radius / sigma
-        level, tail = bounds.shifted_level(covered, shift), bounds.shifted_tail(covered, shift)
-        needed = bounds.min_draws(level, alpha / rows, tail=tail)
-        enough = needed is not None and draws >= needed
-        value = quantile(scores[:, column], level, alpha / rows, tail=tail) if enough else None
-        reason = (
-            None
-            if enough
-            else f"{draws} draws, {'no count' if needed is None else needed} would do at eta / sigma = {shift:.3g}"
-        )
-        return Bound(group, float(radius), value, level, needed, reason)
+    def row(group: str, low: np.ndarray, high: np.ndarray, d) -> Row:
+        upper, lower = side != "lower", side != "upper"
+        enough = d.needed is not None and count >= d.needed
+        do = "no count" if d.needed is None else f"{d.needed}"
+        return Row(
+            group=group, q=d.q, eta=d.eta, shift=d.shift,
+            upper=bounds.quantile_upper(high, d.level, d.alpha, tail=d.tail) if upper else None,
+            lower=bounds.quantile_lower(low, d.lower_level, d.alpha, tail=d.lower_tail) if lower else None,
+            level=d.level, lower_level=d.lower_level, alpha=d.alpha, draws=count, draws_needed=d.needed,
+            quantile=bounds.empirical_quantile(high, d.q), lower_quantile=-bounds.empirical_quantile(-low, d.q),
+            reason=None if enough else f"{count} draws, {do} would do at eta / sigma = {d.shift:.3g}",
+        )  # fmt: skip
 
-    reach = bounds.max_shift(draws, covered, alpha / rows)
-    return Certificate(
-        side=side,
-        q=q,
-        sigma=float(sigma),
-        alpha=alpha,
-        rows=rows,
-        draws=draws,
-        largest_eta=None if reach is None else reach * sigma,
-        noise_norm=float(sigma * np.sqrt(params)),
-        bounds=tuple(row(j, group, radius) for j, group in enumerate(groups) for radius in eta),
-    )
-
-
-def draw_scores(
-    apply: Apply,
-    params: Params,
-    data: Dataset,
-    key: Key,
-    *,
-    sigma: float,
-    draws: int,
-    groups: Mapping[str, np.ndarray] | None = None,
-    start: int = 0,
-    batch: int = evaluate.BATCH,
-    width: int = 1,
-    every: int | None = None,
-    over: jax.sharding.Mesh | None = None,
-    after: Callable[[int, np.ndarray], None] | None = None,
-) -> np.ndarray:
-    """Group accuracies [draws - start, G] of the network under N(0, sigma^2) weight noise; see `montecarlo.scores`."""
-    _, masks = evaluate.stack_groups(groups, len(data.y))
-    metric = jax.tree_util.Partial(_batched(batch), models.as_apply(apply))
-    return montecarlo.scores(
-        metric,
-        params,
-        (data, jnp.asarray(masks)),
-        key,
-        sigma=sigma,
-        start=start,
-        stop=draws,
-        width=width,
-        every=every,
-        over=over,
-        after=after,
-    )
-
-
-@functools.lru_cache
-def _batched(batch: int) -> Callable:
-    # One function object a batch size, so that jit recognises the next certificate.
-    return functools.partial(evaluate.group_accuracy, batch=batch)
+    reach = [bounds.max_shift(count, value, asked[0].alpha) for value in qs]
+    return DepthCertificate(
+        rows=tuple(row(g, low, high, d) for g, (low, high) in zip(draws.groups, columns) for d in asked),
+        side=side, form=form, lower_holds_with=tuple(1 - v if form == "published" else v for v in qs),
+        alpha=alpha, statements=len(asked) * len(draws.groups) * (2 if side == "both" else 1), simultaneous=simultaneous,
+        draws=count, start=draws.start, sigma=draws.sigma, radius=radii(draws.sigma), noise_norm=draws.noise_norm,
+        scales=draws.scales, largest_eta=tuple(None if r is None else r * (draws.sigma or 1.0) for r in reach),
+        precision=draws.precision, images=draws.images, image_alpha=image_alpha, fingerprint=dict(draws.fingerprint),
+    )  # fmt: skip
 
 
 def depth(
@@ -162,29 +132,42 @@ def depth(
     data: Dataset,
     key: Key,
     *,
-    sigma: float,
+    sigma: float | Params,
     eta: Sequence[float],
-    q: float = 0.9,
+    q: float | Sequence[float] = 0.9,
     draws: int = 1000,
     alpha: float = 0.01,
     groups: Mapping[str, np.ndarray] | None = None,
-    side: str = "upper",
+    side: str = "both",
+    form: str = "corrected",
     simultaneous: bool = True,
-    batch: int = evaluate.BATCH,
-    width: int = 1,
-    over: jax.sharding.Mesh | None = None,
-) -> Certificate:
-    """Dememorization depth (SoK Theorem 1, after Wang et al. 2025): how much accuracy the neighbourhood can hold.
+    only: str | None = None,
+    prepare: Callable[[Params], Any] | None = None,
+    precision: str = "float32",
+    images: int | None = None,
+    batch: int | None = None,
+    **engine: Any,
+) -> DepthCertificate:
+    """Dememorization depth (SoK Theorem 1, after Wang et al. 2025): how much the neighbourhood of these weights can know.
 
-    For every v with ||v||_2 <= eta, `Pr_kappa[accuracy(params + v + kappa) <= bound] >= q`, kappa ~ N(0, sigma^2 I),
-    with confidence 1 - alpha over the draws, for all rows together. All groups and all eta share the draws. A row that
-    the draws cannot support abstains: its bound is None and `draws_needed` says how many would do.
+    For every v with ||v||_2 <= eta, accuracy under `params + v + kappa`, kappa ~ N(0, sigma^2 I), stays at or below each
+    row's `upper` with probability q over kappa, and at or above its `lower` with probability q; with confidence
+    1 - alpha over the draws for all rows together. One pass over the draws serves every group, q, eta and side.
 
-    apply: `(params, x [B, ...]) -> logits [B, K]` in evaluation mode. groups: name -> mask [N]; default one group "all".
-    Raises BadInput for sigma or eta not positive, q or alpha outside (0, 1), draws < 1, an empty group.
+    It bounds a quantile over the noise, not the accuracy of any one network in the ball: compare it with the smoothed
+    quantile of an attacked network, never with its accuracy. At a sigma that destroys any network it says little, so
+    certify a clean-trained control the same way beside it.
+
+    sigma, groups, only, prepare, precision, images, batch: see `cloud`; eta, q, alpha, side, form, simultaneous: see
+    `bound`; engine (start, prior, after, strategy, width, every, over, memory): see `draw`. Raises BadInput for sigma or
+    eta not positive, q or alpha outside (0, 1), an unusable group, and for draws that could certify no row at all, before
+    the first is made.
     """
-    check(sigma=sigma, eta=eta, q=q, alpha=alpha, draws=draws, side=side)
+    qs = shares(q)
     names, _ = evaluate.stack_groups(groups, len(data.y))
-    scores = draw_scores(apply, params, data, key, sigma=sigma, draws=draws, groups=groups, batch=batch, width=width, over=over)
-    size = tree.size(params)
-    return from_scores(scores, names, sigma=sigma, eta=eta, params=size, q=q, alpha=alpha, side=side, simultaneous=simultaneous)
+    asked: dict[str, Any] = {"eta": eta, "alpha": alpha, "side": side, "form": form, "simultaneous": simultaneous}
+    count = draws - engine.get("start", 0)
+    what: dict[str, Any] = {"only": only, "prepare": prepare, "precision": precision, "batch": batch}
+    plan(sigma=number(sigma), q=qs, groups=len(names), draws=count, subset=images is not None, refuse=True, **asked)
+    source = cloud(apply, params, data, key, sigma=sigma, groups=groups, images=images, **what)
+    return bound(draw(source, draws=draws, **engine), q=qs, **asked)

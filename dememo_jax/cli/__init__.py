@@ -15,31 +15,22 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
     """The configuration that the arguments spell; exits with the usage on unknown ones."""
-    kinds = (
-        configs.Quickstart,
-        configs.Protect,
-        configs.Train,
-        configs.Unlearn,
-        configs.Audit,
-        configs.Certify,
-        configs.Report,
-    )
-    commands: dict[str, Any] = {kind.__name__.lower(): kind for kind in kinds}
-    return tyro.extras.subcommand_cli_from_dict(commands, prog="dememo", description=DESCRIPTION, args=arguments)
+    return tyro.extras.subcommand_cli_from_dict(configs.COMMANDS, prog="dememo", description=DESCRIPTION, args=arguments)
 
 
 def execute(config: Any) -> dict:
     """Run one command and show its result; raises as the library does."""
     # Only now, so that --help and bad arguments answer at once.
     from dememo_jax import report
-    from dememo_jax.cli import checks, console, quickstart, stages
+    from dememo_jax.cli import certifying, checks, console, quickstart, stages
 
-    work: Any = {**stages.STAGES, **checks.STAGES, **quickstart.STAGES}[type(config)]
-    done = work(config)
+    every: dict[Any, Any] = {**stages.STAGES, **checks.STAGES, **certifying.STAGES, **quickstart.STAGES}
+    done = every[type(config)](config)
     for table in report.section(done["sections"][0]).tables:
         console.table(table)
     console.announce(done)
-    console.say(f"page: {config.run / 'report.html'}   numbers: {config.run / 'result.json'}")
+    if (config.run / "result.json").exists():
+        console.say(f"page: {config.run / 'report.html'}   numbers: {config.run / 'result.json'}")
     return done
 
 

@@ -1,4 +1,4 @@
-"""The commands that ask questions of a model: audit and certify."""
+"""The command that attacks a model: audit."""
 
 import dataclasses
 import time
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import audit, certify, evaluate, keys, train, tree
+from dememo_jax import audit, evaluate, keys, train
 from dememo_jax import data as sets
-from dememo_jax.cli import console, lineage, runs
-from dememo_jax.cli.configs import Audit, Certify
+from dememo_jax.cli import lineage, runs
+from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.stages import positive
 from dememo_jax.errors import require
 from dememo_jax.report import Cell, Plot, Section, Table
@@ -134,112 +134,4 @@ def _recover(
     return audit.Recovery(radius, config.shape, config.statistics, int(hints.sum()), accuracy, distance)
 
 
-def certify_model(config: Certify) -> dict:
-    """`dememo certify`."""
-    started = time.monotonic()
-    certify.check(sigma=config.sigma, eta=config.eta, q=config.q, alpha=config.alpha, draws=config.draws)
-    positive(width=config.width, every=config.every)
-    base = lineage.trained(config.source)
-    target = target_of(base, config.target_class)
-    contexts = {"this model": base}
-    if config.control is not None:
-        contexts["clean control"] = companion(base, config.control, "--control")
-    described = runs.describe(config, **{f"{name.replace(' ', '_')}_digest": c.digest for name, c in contexts.items()})
-    if done := runs.begin(config.run, described):
-        return done
-    labels = np.asarray(base.test.y)
-    groups = {f"class {target}": labels == target, "test set": np.ones(len(labels), bool)}
-    drawn = {name: _draw(config, context, groups, name) for name, context in contexts.items()}
-    np.savez(
-        config.run / "scores.npz", allow_pickle=False, **{name.replace(" ", "_"): scores for name, scores in drawn.items()}
-    )
-    certificates = {
-        name: certify.from_scores(
-            drawn[name], tuple(groups), sigma=config.sigma, eta=config.eta, params=tree.size(context.weights.params),
-            q=config.q, alpha=config.alpha, side=config.side,
-        )
-        for name, context in contexts.items()
-    }  # fmt: skip
-    section = _certificate_section(config, certificates)
-    values = {"target_class": target, "certificates": {name: dataclasses.asdict(c) for name, c in certificates.items()}}
-    return runs.finish(config.run, described, values, [section], started)
-
-
-def _draw(config: Certify, context: lineage.Trained, groups: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Scores [draws, G] under weight noise, going on from the draws that a checkpoint holds."""
-    directory = config.run / runs.CHECKPOINTS / name.replace(" ", "-")
-    blank = {"scores": np.full((config.draws, len(groups)), np.nan, np.float32)}
-    restored = runs.newest(directory, blank)
-    done, scores = (0, blank["scores"]) if restored is None else (restored.step, np.array(restored.state["scores"]))
-    if done == config.draws:
-        return scores
-    offer = runs.saver(directory, config.checkpoint_seconds)
-    with console.progress(f"certify {config.run.name}: {name}", config.draws, done) as advance:
-
-        def after(now: int, part: np.ndarray) -> None:
-            scores[now - len(part) : now] = part
-            offer(now, {"scores": scores}, {}, now == config.draws)
-            advance(now)
-
-        certify.draw_scores(
-            *context.frozen, context.test, jax.random.key(config.seed), sigma=config.sigma,
-            draws=config.draws, start=done, groups=groups, width=config.width, every=config.every, after=after,
-        )  # fmt: skip
-    return scores
-
-
-ABSTAINS = "abstains (n): the draws do not support a bound there; n draws would."
-
-
-def shown(bound: float | None, needed: int | None) -> Cell:
-    """A bound, or the abstention with the number of draws that would end it."""
-    return bound if bound is not None else f"abstains ({'no count' if needed is None else f'{needed:,}'})"
-
-
-def _certificate_section(config: Certify, certificates: dict[str, certify.Certificate]) -> Section:
-    first = next(iter(certificates.values()))
-    rows = tuple(
-        (row[0].group, row[0].eta, row[0].eta / config.sigma, *(shown(b.bound, b.draws_needed) for b in row))
-        for row in zip(*(c.bounds for c in certificates.values()))
-    )
-    sign = "<=" if config.side == "upper" else ">="
-    covered = 1 - config.q if config.side == "lower_published" else config.q
-    note = (
-        f"For every move of the weights by at most eta (l2), accuracy under N(0, {config.sigma:g}^2) noise stays {sign} the "
-        f"bound with probability {covered:g}, at confidence {1 - config.alpha:g} for all {first.rows} rows of a model; "
-        f"{first.draws:,} draws; expected noise length {first.noise_norm:.2f}. It bounds a quantile over noise, not the "
-        f"accuracy of one attacked network. {ABSTAINS}"
-    )
-    table = Table(
-        f"Certified {config.side.replace('_', ' ')} bounds on accuracy",
-        ("group", "eta", "eta / sigma", *certificates),
-        rows,
-        note,
-    )
-    groups = dict.fromkeys(bound.group for bound in first.bounds)
-    curves = tuple(
-        (f"{group}, {name}", config.eta, tuple(b.bound for b in c.bounds if b.group == group))
-        for group in groups
-        for name, c in certificates.items()
-    )
-    plot = Plot(
-        "certificate",
-        "Certified bound against eta",
-        "eta",
-        "accuracy bound",
-        curves,
-        "Where a curve ends the draws do not suffice.",
-    )
-    best = [b for b in first.bounds if b.bound is not None]
-    abstained = len(first.bounds) - len(best)
-    last = {b.group: b for b in best}
-    claims = (
-        "; ".join(f"{group} {sign} {b.bound:.3f} within eta {b.eta:g}" for group, b in last.items())
-        or "no row can be certified"
-    )
-    return Section(
-        f"certify: {config.run.name}", f"{claims}; {abstained} of {len(first.bounds)} rows abstain", (table,), (plot,)
-    )
-
-
-STAGES = {Audit: audit_model, Certify: certify_model}
+STAGES = {Audit: audit_model}

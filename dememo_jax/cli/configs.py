@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -139,21 +139,50 @@ class Certify:
     """The class to bound beside the whole test set; default the class that the run forgot."""
     sigma: float = 0.05
     """Standard deviation of the weight noise."""
+    relative: bool = False
+    """Times the root mean square of each parameter tensor; eta is then in standard deviations, not l2."""
+    only: str | None = None
+    """Noise on the tensors whose names match this regular expression only, such as 'Dense|kernel'."""
     eta: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1)
     """l2 radii to certify."""
-    q: float = 0.9
-    """Share of the noise that the bound covers."""
+    q: tuple[float, ...] = (0.9,)
+    """Share of the noise that a bound covers."""
     alpha: float = 0.01
-    """Chance that the draws mislead, over all rows of a model together."""
+    """Chance that the draws mislead, over all bounds of a model together."""
     draws: int = 1000
-    side: Literal["upper", "lower", "lower_published"] = "upper"
-    """lower_published is the paper's printed form, which holds with probability 1 - q only."""
-    width: int = 1
-    """Networks evaluated at once; 1 suits convolutions on CPU."""
-    every: int = 50
-    """Draws between looks at the clock."""
+    """How many; the same command with more goes on from those made."""
+    first: int | None = None
+    """Make only the draws from FIRST to DRAWS: a part, for `dememo join`."""
+    tau: float | None = None
+    """Ask instead whether the upper bound lies below TAU, and stop as soon as that is known."""
+    side: Literal["both", "upper", "lower"] = "both"
+    form: Literal["corrected", "published"] = "corrected"
+    """published: the paper's printed lower bound, which holds with probability 1 - q only."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; float32 is true float32 on every device."""
+    statistics: Literal["frozen", "batch"] = "frozen"
+    """Batch-norm statistics: held fixed, or computed anew under each noise from 512 fixed training images."""
+    images: int | None = None
+    """Evaluate a random subset of so many test images, and pay for it with half of alpha."""
+    strategy: Literal["auto", "map", "vmap"] = "auto"
+    """One network after another, many in one vmap, or whichever is timed to be faster."""
+    width: int | None = None
+    """Networks in one vmap."""
+    plan: bool = False
+    """Only tell what draws and time this takes, after a short calibration."""
     seed: int = 3
-    checkpoint_seconds: float = 20.0
+    checkpoint_seconds: float = 5.0
+    """Length of a chunk of draws; each is saved when it ends."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """One certificate of draws that were made in parts, by `dememo certify --first`, on several machines."""
+
+    parts: Positional[tuple[Path, ...]]
+    """Run folders of the parts, in any order."""
+    run: Folder
+    """Run folder."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +219,7 @@ class Quickstart:
     checkpoint_seconds: float = 20.0
 
 
-Config = Protect | Train | Unlearn | Audit | Certify | Report | Quickstart
-COMMANDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Audit, Certify, Report)
+Config = Protect | Train | Unlearn | Audit | Certify | Join | Report | Quickstart
+COMMANDS: dict[str, Any] = {
+    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Audit, Certify, Join, Report)
 }

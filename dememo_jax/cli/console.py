@@ -17,26 +17,28 @@ LOG_SECONDS = 30.0  # between lines of progress in a log file
 
 
 @contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with elapsed and remaining time, or a line now and then where there is no terminal; yields `advance(done)`."""
+def progress(title: str, total: int, done: int = 0, unit: str = "steps") -> Iterator[Callable[[int], None]]:
+    """A bar with speed, elapsed and remaining time, or a line now and then without a terminal; yields `advance(done)`."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     started = spoken = time.monotonic()
     with Progress(*columns, console=OUT, transient=True, disable=not OUT.is_terminal) as bar:
-        task = bar.add_task(escape(title), total=total, completed=done)
+        task = bar.add_task(escape(title), total=total, completed=done, rate="")
 
         def advance(now: int) -> None:
             nonlocal spoken
-            bar.update(task, completed=now)
             moment = time.monotonic()
+            speed = (now - done) / max(moment - started, 1e-9)
+            rate = f"{speed:.3g} {unit}/s" if speed < 1000 else f"{speed:,.0f} {unit}/s"
+            bar.update(task, completed=now, rate=rate)
             if bar.disable and moment - spoken >= LOG_SECONDS and now < total:
-                left = (moment - started) / (now - done) * (total - now)
-                say(f"{title}: {now:,} of {total:,}, about {left:,.0f} s left")
+                say(f"{title}: {now:,} of {total:,} {unit}, {rate}, about {(total - now) / max(speed, 1e-9):,.0f} s left")
                 spoken = moment
 
         yield advance

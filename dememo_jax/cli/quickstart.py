@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dememo_jax import certify, report
-from dememo_jax.cli import checks, console, runs, stages
+from dememo_jax.cli import certificates, certifying, checks, console, runs, stages
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
 from dememo_jax.report import Plot, Section, Table
 
 PROTECTED, OBSERVED = (0, 1, 2, 3), (8, 9)
 SHORT: dict[Forget, str] = {"retrain": "retrain", "finetune": "finetune", "gradient-ascent": "ascent"}
-WORK: dict[type, Any] = {**stages.STAGES, **checks.STAGES}
+WORK: dict[Any, Any] = {**stages.STAGES, **checks.STAGES, **certifying.STAGES}
 INTRODUCTION = (
     "1,797 real 8 x 8 images of digits go through the life of dememorization: perturbed so that networks learn little from "
     "them, learned, unlearned, audited, and certified. Every number below was measured in this run."
@@ -63,7 +63,7 @@ def story(config: Quickstart) -> Iterator[tuple[str, list[Any]]]:
         "d. audit: was it forgotten, and does it come back?",
         [Audit(at / f"audit-{s}-{c}", at / f"unlearn-{s}-{c}", at / f"unlearn-retrain-{c}", **attack) for c, _, s in pairs],
     )
-    noisy: dict[str, Any] = {"sigma": config.sigma, "eta": config.eta, "draws": config.draws, **later}
+    noisy: dict[str, Any] = {"sigma": config.sigma, "eta": config.eta, "draws": config.draws, "seed": config.seed + 1}
     c, clean = config.forget[0], at / "train-clean"
     yield (
         "e. certify: how deep is the forgetting?",
@@ -77,7 +77,9 @@ def _check(config: Quickstart) -> None:
     require(open_ in range(4, 8), f"the second class of --forget must be a clean one, 4 to 7; got {open_}")
     stages.positive(radius=config.radius, passes=config.passes, epochs=config.epochs, recovery_epochs=config.recovery_epochs)
     stages.positive(pixels=config.pixels, radii=min(config.radii))
-    certify.check(sigma=config.sigma, eta=config.eta, q=Certify.q, alpha=Certify.alpha, draws=config.draws)
+    certify.plan(
+        sigma=config.sigma, eta=config.eta, q=Certify.q, alpha=Certify.alpha, draws=config.draws, groups=2, refuse=True
+    )
 
 
 # --- the overview ------------------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def overview(config: Quickstart, values: dict[str, dict]) -> Section:
         note = stages.NOTE if c == config.forget[0] else ""
         tables.append(Table(f"Forgetting class {c} ({kind})", ("model", *names), rows, note))
     tables.append(_audits(config, values))
-    tables.append(_certificates(config, values))
+    tables.append(_depths(config, values))
     clean, worst = victims[0][2], max(victims[1:], key=lambda row: row[2])
     summary = f"Clean test accuracy {clean:.3f} without protection, at most {worst[2]:.3f} with it ({worst[0]})."
     return Section("Overview", summary, tuple(tables), _plots(config, values))
@@ -144,19 +146,19 @@ def _audits(config: Quickstart, values: dict[str, dict]) -> Table:
     return Table("Audit", columns, tuple(rows), note)
 
 
-def _certificates(config: Quickstart, values: dict[str, dict]) -> Table:
+def _depths(config: Quickstart, values: dict[str, dict]) -> Table:
     by_model = {short: values[f"certify-{short}-{config.forget[0]}"]["certificates"] for short in SHORT.values()}
     columns = {short: c["this model"] for short, c in by_model.items()} | {
         "clean control": by_model["retrain"]["clean control"]
     }
     rows = tuple(
-        (row[0]["group"], row[0]["eta"], *(checks.shown(bound["bound"], bound["draws_needed"]) for bound in row))
-        for row in zip(*(certificate["bounds"] for certificate in columns.values()))
+        (row[0]["group"], row[0]["eta"], *(certificates.shown(r["upper"], r["draws_needed"]) for r in row))
+        for row in zip(*(certificate["rows"] for certificate in columns.values()))
     )
     note = (
-        f"Upper bounds at q = {Certify.q:g}, alpha = {Certify.alpha:g} over each model's rows, sigma = {config.sigma:g}, "
+        f"Upper bounds at q = {Certify.q[0]:g}, alpha = {Certify.alpha:g} over each model's rows, sigma = {config.sigma:g}, "
         f"{config.draws:,} draws. They "
-        f"bound a quantile over weight noise. {checks.ABSTAINS}"
+        f"bound a quantile over weight noise. {certificates.ABSTAINS}"
     )
     return Table("Certified depth (Theorem 1)", ("group", "eta", *columns), rows, note)
 

@@ -24,7 +24,7 @@ from dememo_jax.types import Dataset, Key, Method
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
 # These do not change what is computed, so a run may go on with other values.
-FREE = ("run", "checkpoint_seconds")
+FREE = ("run", "checkpoint_seconds", "strategy", "width", "plan")
 MARGIN = 50 * 2**20  # bytes that must be free before a run starts
 
 
@@ -43,19 +43,24 @@ def describe(config: Any, **digests: str) -> dict:
     return {"command": type(config).__name__.lower(), **fields, **digests}
 
 
-def begin(folder: Path, config: dict) -> dict | None:
+def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | None:
     """Claim the folder for a configuration. Returns the result if it is already there.
 
-    BadInput when the folder is no run folder or holds another configuration, OSError when it cannot be written.
+    grows: a field that may be larger than the folder's; the run then goes on from there. BadInput when the folder is no
+    run folder or holds another configuration, OSError when it cannot be written.
     """
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; --run takes a folder")
     if folder.is_dir() and any(folder.iterdir()):
         known = read(folder)["config"]
         names = sorted(known.keys() | config.keys())
+        if grows is not None and known.get(grows, 0) < config[grows]:
+            known = {**known, grows: config[grows]}
         differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
         require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
         if (folder / RESULT).exists():
-            return json.loads((folder / RESULT).read_text())
+            done = json.loads((folder / RESULT).read_text())
+            if done["config"] == json.loads(report.to_json(config)):
+                return done
     else:
         folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""Theorems on the host, in float64: order-statistic bounds, the Gaussian shift, Clopper-Pearson. No JAX here.
+"""Order-statistic bounds of quantiles, and what a move of the Gaussian costs them.
 
 Notation: `q` the share of noise draws a statement covers, `shift = eta / sigma` the move of the Gaussian's mean
 in standard deviations, `level` the quantile level that pays for that move, `alpha` the chance that the draws
@@ -15,13 +15,15 @@ from dememo_jax.errors import require
 TIE = 1 - 1e-14  # a few units in the last place are allowed, so that exact ties such as 0.5**3 <= 0.125 count as such
 
 
-def _probability(value: float, name: str) -> float:
+def probability(value: float, name: str) -> float:
+    """`value` as a float, or BadInput unless it lies strictly between 0 and 1."""
     require(0.0 < value < 1.0, f"{name} must lie strictly between 0 and 1, got {value}")
     return float(value)
 
 
-def _tail(level: float, tail: float | None) -> float:
-    tail = 1.0 - _probability(level, "level") if tail is None else tail
+def tail_of(level: float, tail: float | None) -> float:
+    """`1 - level`, or the more exact `tail` where it is given."""
+    tail = 1.0 - probability(level, "level") if tail is None else tail
     require(0.0 <= tail < 1.0, f"tail must lie in [0, 1), got {tail}")
     return tail
 
@@ -43,7 +45,7 @@ def shifted_tail(q: float, shift: float) -> float:
 
 def _shifted(q: float, shift: float) -> float:
     require(shift >= 0, f"shift = eta / sigma must be a number >= 0, got {shift}")
-    return float(stats.norm.ppf(_probability(q, "q"))) + shift
+    return float(stats.norm.ppf(probability(q, "q"))) + shift
 
 
 def published_lower_level(q: float, shift: float) -> float:
@@ -61,8 +63,8 @@ def min_draws(level: float, alpha: float, *, tail: float | None = None) -> int |
     At that n the bound is the sample maximum. `tail = 1 - level` may be given where it is known to more digits
     than the level carries. None when the tail is zero in float64: no number of draws would do.
     """
-    tail = _tail(level, tail)
-    _probability(alpha, "alpha")
+    tail = tail_of(level, tail)
+    probability(alpha, "alpha")
     if tail == 0.0:
         return None
     n = max(1, math.ceil(math.log(alpha) * TIE / math.log1p(-tail)))
@@ -81,8 +83,8 @@ def max_shift(draws: int, q: float, alpha: float) -> float | None:
     `Phi^-1(alpha**(1/draws)) - Phi^-1(q)`, the inverse of `min_draws(shifted_level(q, shift), alpha)`.
     """
     require(draws >= 1, f"draws must be at least 1, got {draws}")
-    tail = -math.expm1(math.log(_probability(alpha, "alpha")) / draws)
-    shift = float(stats.norm.isf(tail) - stats.norm.ppf(_probability(q, "q")))
+    tail = -math.expm1(math.log(probability(alpha, "alpha")) / draws)
+    shift = float(stats.norm.isf(tail) - stats.norm.ppf(probability(q, "q")))
     return shift if shift >= 0 else None
 
 
@@ -95,8 +97,8 @@ def quantile_upper(scores, level: float, alpha: float, *, tail: float | None = N
     """
     values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
     require(values.size >= 1 and np.isfinite(values).all(), "scores must be at least one finite number")
-    tail = _tail(level, tail)
-    above = _exceedances(values.size, tail, _probability(alpha, "alpha"))
+    tail = tail_of(level, tail)
+    above = _exceedances(values.size, tail, probability(alpha, "alpha"))
     return None if above is None else float(values[values.size - 1 - above])
 
 
@@ -120,14 +122,8 @@ def quantile_lower(scores, level: float, alpha: float, *, tail: float | None = N
     return None if upper is None else -upper
 
 
-def clopper_pearson(successes: int, trials: int, alpha: float, *, side: str = "two") -> tuple[float, float]:
-    """Exact confidence limits (low, high) of a binomial proportion at confidence 1 - alpha.
-
-    `side="two"` spends alpha / 2 on each end, "lower" and "upper" all of it on one (the other end is 0 or 1).
-    """
-    require(trials >= 1 and 0 <= successes <= trials, f"need 0 <= successes <= trials >= 1, got {successes}/{trials}")
-    require(side in ("two", "lower", "upper"), f"side must be 'two', 'lower' or 'upper', got {side!r}")
-    each = _probability(alpha, "alpha") / (2 if side == "two" else 1)
-    low = 0.0 if successes == 0 or side == "upper" else stats.beta.ppf(each, successes, trials - successes + 1)
-    high = 1.0 if successes == trials or side == "lower" else stats.beta.isf(each, successes + 1, trials - successes)
-    return float(low), float(high)
+def empirical_quantile(scores, level: float) -> float:
+    """The least score with at least the share `level` of all scores at or below it: an estimate without confidence."""
+    values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    require(values.size >= 1 and np.isfinite(values).all(), "scores must be at least one finite number")
+    return float(values[max(0, math.ceil(probability(level, "level") * values.size * TIE) - 1)])

@@ -1,0 +1,215 @@
+"""The commands that bound what a model's neighbourhood can know: certify, and join for draws made in parts."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dememo_jax import certify, checkpoint, mesh, models, tree
+from dememo_jax.cli import certificates, console, lineage, runs
+from dememo_jax.cli.certificates import CONTROL, THIS
+from dememo_jax.cli.checks import companion, target_of
+from dememo_jax.cli.configs import Certify, Join
+from dememo_jax.cli.stages import positive
+from dememo_jax.errors import BadInput, require
+from dememo_jax.report import Section, Table
+
+DRAWS = "draws"  # where a run folder keeps them
+RECALIBRATION = 512  # training images whose batch-norm statistics are re-estimated under each noise
+
+
+def certify_model(config: Certify) -> dict:
+    """`dememo certify`."""
+    started = time.monotonic()
+    positive(sigma=config.sigma, width=config.width, images=config.images)
+    first = config.first or 0
+    require(0 <= first < config.draws, f"--first must be less than --draws, {config.draws}; got {config.first}")
+    require(config.tau is None or config.first is None, "--tau asks in the order of the draws; it takes no --first")
+    if not config.plan:
+        _plan(config, groups=2, refuse=config.first is None)
+    base = lineage.trained(config.source)
+    target = target_of(base, config.target_class)
+    contexts = {THIS: base} if config.control is None else {THIS: base, CONTROL: companion(base, config.control, "--control")}
+    labels = np.asarray(base.test.y)
+    groups = {f"class {target}": labels == target, "test set": np.ones(len(labels), bool)}
+    clouds = {name: _cloud(config, context, groups) for name, context in contexts.items()}
+    if config.plan:
+        return _tell(config, clouds[THIS], len(clouds), started)
+    described = runs.describe(config, **{f"{name.replace(' ', '_')}_digest": c.digest for name, c in contexts.items()})
+    earlier = _looks(config.run)
+    if done := runs.begin(config.run, described, grows="draws"):
+        return done
+    drawn = {name: _draw(config, source, name) for name, source in clouds.items()}
+    return _conclude(config, described, drawn, [*earlier, config.draws], started)
+
+
+def join_parts(config: Join) -> dict:
+    """`dememo join`."""
+    started = time.monotonic()
+    require(config.parts, "name the run folders of the parts to join")
+    known = [runs.result(folder)["config"] for folder in config.parts]
+    for folder, part in zip(config.parts, known):
+        require(part["command"] == "certify", f"{folder} is a run of `dememo {part['command']}`; expected one of certify")
+        apart = {n for n in part if n not in ("first", "draws", "source", "control") and part[n] != known[0][n]}
+        require(
+            not apart, f"{folder} was certified otherwise than {config.parts[0]}: they differ in {', '.join(sorted(apart))}"
+        )
+    names = [path.name for path in sorted((config.parts[0] / DRAWS).iterdir())]
+    joined = {name.replace("-", " "): certify.join(*(_made(folder, name) for folder in config.parts)) for name in names}
+    drawn = {name: joined[name] for name in (THIS, CONTROL) if name in joined}
+    fields = {f.name: known[0][f.name] for f in dataclasses.fields(Certify) if f.name in known[0]}
+    draws = drawn[THIS].start + len(drawn[THIS].scores)
+    like = Certify(
+        **{**fields, "run": config.run, "eta": tuple(fields["eta"]), "q": tuple(fields["q"]), "draws": draws, "first": None}
+    )
+    digests = {f"part_{i}": runs.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.parts)}
+    described = runs.describe(config, **digests)
+    if done := runs.begin(config.run, described):
+        return done
+    return _conclude(like, described, drawn, [draws], started)
+
+
+# --- draws -------------------------------------------------------------------------------------------------------
+
+
+def _cloud(config: Certify, context: lineage.Trained, groups: Mapping[str, np.ndarray]) -> certify.Cloud:
+    apply, params = context.frozen
+    prepare = None
+    if config.statistics == "batch":
+        apply, params, prepare = models.recalibrated(context.model, context.weights, context.seen.x[:RECALIBRATION])
+    sigma = tree.scales(params, config.sigma, only=config.only, relative=True) if config.relative else config.sigma
+    return certify.cloud(
+        apply, params, context.test, jax.random.key(config.seed), sigma=sigma, groups=groups, prepare=prepare,
+        only=None if config.relative else config.only, precision=config.precision, images=config.images,
+    )  # fmt: skip
+
+
+def _draw(config: Certify, source: certify.Cloud, name: str) -> certify.Draws:
+    """The draws of one model, going on from those that the folder holds; every chunk is saved when it ends."""
+    directory = config.run / DRAWS / name.replace(" ", "-")
+    restored = runs.newest(directory, None)
+    prior = None if restored is None else _draws(restored)
+    begun = (config.first or 0) if prior is None else prior.start + len(prior.scores)
+    if begun >= config.draws:
+        return source.blank if prior is None else prior
+    over = mesh.mesh() if jax.device_count() > 1 else None
+    width, seconds = (
+        _speed(config, source, over, name) if restored is None else (restored.meta["width"], restored.meta["seconds"])
+    )
+    unit = width * jax.device_count()  # a chunk fills every device
+    every = max(1, round(config.checkpoint_seconds / seconds / unit)) * unit
+    engine: dict[str, Any] = {"strategy": "vmap", "width": width, "over": over, "every": min(every, config.draws - begun)}
+    with console.progress(f"certify {config.run.name}: {name}", config.draws, begun, "draws") as advance:
+
+        def after(made: certify.Draws) -> None:
+            kept = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.name != "scores"}
+            meta = {**kept, "fingerprint": dict(made.fingerprint), "width": width, "seconds": seconds}
+            now = made.start + len(made.scores)
+            checkpoint.save(directory, now, {"scores": made.scores}, meta)
+            advance(now)
+
+        if config.tau is None:
+            return certify.draw(source, draws=config.draws, start=config.first or 0, prior=prior, after=after, **engine)
+        return certify.ask(
+            source, tau=config.tau, eta=config.eta, q=config.q, alpha=config.alpha, most=config.draws, prior=prior,
+            after=after, **engine,
+        )[1]  # fmt: skip
+
+
+def _speed(config: Certify, source: certify.Cloud, over: Any, name: str = THIS) -> tuple[int, float]:
+    """Networks in one vmap, and seconds for a draw."""
+    found = certify.calibrate(source, over=over, width=1 if config.strategy == "map" else config.width)
+    width = {"map": 1, "vmap": config.width or 32, "auto": found.width}[config.strategy]
+    console.say(
+        f"{name}: {found.seconds * 1e3:.3g} ms a draw, {'one network after another' if width == 1 else f'{width} in one vmap'}"
+    )
+    return width, found.seconds
+
+
+def _draws(restored: checkpoint.Restored) -> certify.Draws:
+    meta = restored.meta
+    known: dict[str, Any] = {n: meta[n] for n in ("sigma", "start", "noise_norm", "precision", "fingerprint")}
+    known |= {n: None if meta[n] is None else tuple(tuple(pair) for pair in meta[n]) for n in ("scales", "images")}
+    return certify.Draws(scores=np.asarray(restored.state["scores"]), groups=tuple(meta["groups"]), **known)
+
+
+def _made(folder: Path, name: str) -> certify.Draws:
+    restored, _ = checkpoint.newest(folder / DRAWS / name, None)
+    if restored is None:
+        raise BadInput(f"{folder} holds no readable draws of {name.replace('-', ' ')}; run it again in a new folder")
+    return _draws(restored)
+
+
+def _looks(folder: Path) -> list[int]:
+    """After how many draws this folder's certificate was looked at before."""
+    try:
+        return json.loads((folder / runs.RESULT).read_text())["values"]["looks"]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+# --- plan --------------------------------------------------------------------------------------------------------
+
+
+def _plan(config: Certify, *, groups: int, refuse: bool = False, seconds: float | None = None) -> certify.Plan:
+    side = config.side if config.tau is None else "upper"
+    return certify.plan(
+        sigma=None if config.relative else config.sigma, eta=config.eta, q=config.q, alpha=config.alpha,
+        draws=config.draws - (config.first or 0), groups=groups, side=side, form=config.form,
+        subset=config.images is not None, seconds_per_draw=seconds, refuse=refuse,
+    )  # fmt: skip
+
+
+def _tell(config: Certify, source: certify.Cloud, count: int, started: float) -> dict:
+    """What the certificate would take: a table for the terminal, and nothing on disk."""
+    seconds = _speed(config, source, mesh.mesh() if jax.device_count() > 1 else None)[1] * count
+    found = _plan(config, groups=len(source.blank.groups), seconds=seconds)
+    rows = tuple(
+        (d.q, d.eta, d.shift, d.needed, None if d.needed is None else d.needed * seconds, "yes" if _enough(d, found) else "no")
+        for d in found.rows
+    )
+    columns = ("q", "eta", "eta / sigma", "draws needed", "seconds", f"within {found.draws:,} draws")
+    reach = ", ".join(
+        f"{'no eta' if r is None else f'eta {r:.4g}'} at q = {q:g}" for q, r in zip(config.q, found.largest_eta, strict=True)
+    )
+    note = f"Seconds predicted from a calibration: {seconds * 1e3:.3g} ms a draw, models counted: {count}."
+    summary = f"{found.draws:,} draws take about {found.seconds:,.0f} s and reach {reach}"
+    section = Section(f"plan: {config.run.name}", summary, (Table("What the rows need", columns, rows, note),))
+    return {"sections": [dataclasses.asdict(section)], "measured": runs.measured(started)}
+
+
+def _enough(demand: certify.Demand, found: certify.Plan) -> bool:
+    return demand.needed is not None and found.draws is not None and found.draws >= demand.needed
+
+
+# --- what came out -----------------------------------------------------------------------------------------------
+
+
+def _conclude(config: Certify, described: dict, drawn: dict[str, certify.Draws], looks: list[int], started: float) -> dict:
+    arrays: dict[str, Any] = {name.replace(" ", "_"): made.scores for name, made in drawn.items()}
+    np.savez(config.run / "scores.npz", allow_pickle=False, **arrays)
+    if config.tau is None:
+        bounds = {
+            name: certify.bound(
+                made, eta=config.eta, q=config.q, alpha=config.alpha, side=config.side, form=config.form
+            )
+            for name, made in drawn.items()
+        }  # fmt: skip
+        section = certificates.certified(config, bounds, looks)
+        values: dict[str, Any] = {"certificates": {name: dataclasses.asdict(c) for name, c in bounds.items()}}
+    else:
+        found = {
+            name: certify.answers(made, tau=config.tau, eta=config.eta, q=config.q, alpha=config.alpha, most=config.draws)
+            for name, made in drawn.items()
+        }
+        section = certificates.answered(config, found)
+        values = {"answers": {name: [dataclasses.asdict(a) for a in each] for name, each in found.items()}}
+    return runs.finish(config.run, described, {**values, "looks": looks}, [section], started)
+
+
+STAGES = {Certify: certify_model, Join: join_parts}
