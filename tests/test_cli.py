@@ -58,9 +58,10 @@ def test_quickstart_reduced(tmp_path, capsys):
     assert set(values["audit-finetune-5"]["membership"]) == {"correctness", "probability", "entropy"}
     assert set(values["audit-retrain-0"]["membership"].values()) == {0.0}  # the gap of the reference to itself
     assert [len(r["accuracy"]) for r in values["audit-finetune-0"]["recovery"]] == [3, 3]
-    rows = values["certify-finetune-0"]["certificates"]["this model"]["bounds"]
-    assert {(row["eta"], row["bound"] is None) for row in rows} == {(0.005, False), (0.2, True)}
-    assert all(row["draws_needed"] > 130 for row in rows if row["bound"] is None)
+    rows = values["certify-finetune-0"]["certificates"]["this model"]["rows"]
+    abstained = {(row["eta"], row["lower"] is None, row["upper"] is None) for row in rows}
+    assert abstained == {(0.005, False, False), (0.2, True, True)}
+    assert all(row["draws_needed"] > 130 for row in rows if row["upper"] is None)
     page = (tmp_path / "story" / "report.html").read_text()
     assert "<img" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
@@ -74,7 +75,7 @@ def test_quickstart_reduced(tmp_path, capsys):
 def test_help_names_every_command_and_method(capsys):
     assert inside("--help") == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("quickstart", "protect", "train", "unlearn", "audit", "certify", "report"))
+    assert all(name in text for name in ("quickstart", "protect", "train", "unlearn", "audit", "certify", "join", "report"))
     assert inside("protect", "--help") == 0
     assert "{ue-s,ue-c,ops}" in capsys.readouterr().out
     assert inside("unlearn", "--help") == 0
@@ -85,14 +86,83 @@ def test_a_run_is_the_input_of_the_next(victim, tmp_path):
     target = ("--epochs", 2, "--reference", victim / "rt", "--radii", 0.1)
     assert inside("audit", "--run", tmp_path / "audit", "--from", victim / "ft", *target) == 0
     assert result(tmp_path / "audit")["values"]["target_class"] == 0  # the class that the run forgot
-    ask = ("--draws", 5, "--target-class", 3, "--side", "lower")
+    ask = ("--draws", 100, "--target-class", 3, "--side", "lower", "--strategy", "map")
     assert inside("certify", "--run", tmp_path / "bound", "--from", victim / "victim", *ask) == 0
     with np.load(tmp_path / "bound" / "scores.npz", allow_pickle=False) as scores:
-        assert scores["this_model"].shape == (5, 2)
+        assert scores["this_model"].shape == (100, 2)
     assert inside("report", tmp_path / "audit", tmp_path / "bound", "--run", tmp_path / "page") == 0
     page = (tmp_path / "page" / "report.html").read_text()
     assert "certify: bound" in page
     assert "audit: audit" in page
+
+
+def certified(victim, run, *asked):
+    return inside("certify", "--from", victim / "ft", "--run", run, "--eta", 0.01, "--strategy", "map", *asked)
+
+
+def scores(folder):
+    with np.load(folder / "scores.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file}
+
+
+def test_more_draws_go_on_from_those_made(victim, tmp_path, capsys):
+    assert certified(victim, tmp_path / "c", "--control", victim / "victim", "--draws", 150) == 0
+    first = scores(tmp_path / "c")
+    assert set(first) == {"this_model", "clean_control"}
+    assert certified(victim, tmp_path / "c", "--control", victim / "victim", "--draws", 200) == 0
+    grown = scores(tmp_path / "c")
+    assert "resuming this-model from step 150" in capsys.readouterr().out
+    values = result(tmp_path / "c")["values"]
+    assert values["looks"] == [150, 200]
+    assert "at most 2 alpha = 0.02" in result(tmp_path / "c")["sections"][0]["tables"][0]["note"]
+    for name in first:
+        np.testing.assert_array_equal(grown[name][:150], first[name])
+    assert certified(victim, tmp_path / "whole", "--draws", 200) == 0
+    np.testing.assert_array_equal(scores(tmp_path / "whole")["this_model"], grown["this_model"])
+    capsys.readouterr()
+    assert certified(victim, tmp_path / "c", "--control", victim / "victim", "--draws", 150) == 2
+    assert "draws (there 200, asked 150)" in capsys.readouterr().err
+
+
+def test_parts_are_joined(victim, tmp_path, capsys):
+    assert certified(victim, tmp_path / "b", "--first", 120, "--draws", 200) == 0
+    assert certified(victim, tmp_path / "a", "--first", 0, "--draws", 120) == 0
+    assert inside("join", tmp_path / "b", tmp_path / "a", "--run", tmp_path / "all") == 0
+    assert certified(victim, tmp_path / "whole", "--draws", 200) == 0
+    np.testing.assert_array_equal(scores(tmp_path / "all")["this_model"], scores(tmp_path / "whole")["this_model"])
+    joined, whole = (result(tmp_path / name)["values"]["certificates"] for name in ("all", "whole"))
+    assert joined == whole
+    capsys.readouterr()
+    assert inside("join", tmp_path / "b", tmp_path / "b", "--run", tmp_path / "no") == 2
+    assert "draws 120..200 are in two parts" in capsys.readouterr().err
+    assert certified(victim, tmp_path / "seed", "--first", 0, "--draws", 120, "--seed", 9) == 0
+    assert inside("join", tmp_path / "b", tmp_path / "seed", "--run", tmp_path / "no") == 2
+    assert "they differ in seed" in capsys.readouterr().err
+    assert inside("join", tmp_path / "b", victim / "ft", "--run", tmp_path / "no") == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_sequential_question_and_the_plan(victim, tmp_path, capsys):
+    assert certified(victim, tmp_path / "plan", "--plan", "--draws", 150) == 0
+    text = capsys.readouterr().out
+    assert "What the rows need" in text
+    assert "150 draws take about" in text
+    assert not (tmp_path / "plan").exists()
+    assert certified(victim, tmp_path / "ask", "--tau", 1.0, "--draws", 150, "--checkpoint-seconds", 0) == 0
+    answers = result(tmp_path / "ask")["values"]["answers"]["this model"]
+    assert [(a["verdict"], a["stopped"]) for a in answers] == [("below", 74), ("below", 74)]  # alpha / 2, shift 0.2
+    assert len(scores(tmp_path / "ask")["this_model"]) == 84
+
+
+def test_other_noise_statistics_and_precision(victim, tmp_path):
+    how = ("--relative", "--only", "kernel", "--precision", "bfloat16", "--images", 200, "--statistics", "batch")
+    assert certified(victim, tmp_path / "c", "--draws", 150, *how) == 0
+    certificate = result(tmp_path / "c")["values"]["certificates"]["this model"]
+    assert certificate["precision"] == "bfloat16"
+    assert certificate["images"][1] == [200, 450]
+    scales = dict(certificate["scales"])
+    assert all((scales[name] > 0) == ("kernel" in name) for name in scales)
+    assert "Sigma" in certificate["radius"]
 
 
 def test_killed_between_weights_and_result(victim, tmp_path):
@@ -146,6 +216,10 @@ REFUSED = {
     "q": ("certify --run N --from V/ft --q 1", "q must lie strictly between 0 and 1"),
     "alpha": ("certify --run N --from V/ft --alpha 0", "alpha must lie strictly between 0 and 1"),
     "draws": ("certify --run N --from V/ft --draws 0", "draws must be at least 1"),
+    "few draws": ("certify --run N --from V/ft --draws 20", "20 draws can certify none of the rows asked for; 88 would do"),
+    "first": ("certify --run N --from V/ft --first 1000", "--first must be less than --draws"),
+    "no leaf": ("certify --run N --from V/ft --only nothing", "no leaf matches 'nothing'"),
+    "parts": ("join V/ft --run N", "expected one of certify"),
     "target": ("certify --run N --from V/victim", "--target-class"),
     "target class": ("audit --run N --from V/ft --target-class 11", "class 11 does not exist"),
     "reference": ("audit --run N --from V/ft --reference V/ft", "must be a run of `dememo unlearn --method retrain`"),
