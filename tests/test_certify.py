@@ -220,7 +220,7 @@ def test_a_subset_of_the_images_is_paid_for(stairs):
     assert part.image_alpha == ALPHA / 2
     assert part.images[0] == (200, 401)
     assert part.images[1][1] == 200
-    assert part.rows[0].alpha == pytest.approx(whole.rows[0].alpha / 2)
+    assert part.rows[0].alpha == pytest.approx(whole.rows[0].alpha)  # half for the draws, half for the images
     for few, all_ in zip(part.rows, whole.rows):
         assert few.lower < all_.lower < all_.upper < few.upper
     # The limits of one draw fail with chance image_alpha / (draws, groups, sides): a Hoeffding bound is a ceiling on them.

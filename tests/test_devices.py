@@ -13,12 +13,18 @@ examples = data.make(random.random((40, 8, 8, 1), np.float32), np.arange(40) % 4
 net = models.from_linen(nets.mlp(4, (16,)))
 apply, params = models.freeze(net, net.init(jax.random.key(0), examples.x[:1]))
 groups = {"all": np.ones(40, bool), "class 1": np.asarray(examples.y) == 1}
-ask = lambda **how: certify.draw_scores(apply, params, examples, jax.random.key(1), sigma=0.3, draws=21, groups=groups, **how)
+cloud = certify.cloud(apply, params, examples, jax.random.key(1), sigma=0.3, groups=groups)
+ask = lambda **how: certify.draw(cloud, draws=21, **how).scores
 one, eight = ask(), ask(over=mesh.mesh())
 assert one.shape == (21, 2) and one.std(axis=0).min() > 0, one
 np.testing.assert_array_equal(one, eight)
-np.testing.assert_array_equal(one, ask(over=mesh.mesh(), every=5, width=2))
-np.testing.assert_array_equal(one, ask(over=mesh.mesh(devices=jax.devices()[:3])))
+np.testing.assert_array_equal(one, ask(over=mesh.mesh(), every=5, strategy="vmap", width=2))
+three = mesh.mesh(devices=jax.devices()[:3])
+np.testing.assert_array_equal(one, ask(over=three, strategy="map"))
+np.testing.assert_array_equal(one[4:], ask(over=three, start=4, every=4, strategy="vmap"))
+auto = certify.draw(cloud, draws=45, over=mesh.mesh("other name"), every=20).scores  # calibrates
+np.testing.assert_array_equal(one, auto[:21])
+np.testing.assert_array_equal(auto, certify.draw(cloud, draws=45, strategy="map").scores)
 print("equal")
 """
 

@@ -16,7 +16,8 @@ def clopper_pearson(
 
     `side="two"` spends alpha / 2 on each end, "lower" and "upper" all of it on one (the other end is 0 or 1).
     uniform: a number in [0, 1] drawn uniformly *before* the count is seen makes the limits randomized (Stevens 1950):
-        they cover with probability exactly 1 - alpha and are never wider. The draw that was used belongs beside them.
+        each end fails with probability exactly its share of alpha, and neither is wider. "two" uses `1 - uniform` at the
+        upper end, so that the ends do not cross. The draw that was used belongs beside the limits.
     Raises BadInput for counts that make no sense, alpha outside (0, 1), uniform outside [0, 1].
     """
     require(trials >= 1 and 0 <= successes <= trials, f"need 0 <= successes <= trials >= 1, got {successes}/{trials}")
@@ -24,7 +25,8 @@ def clopper_pearson(
     require(uniform is None or 0 <= uniform <= 1, f"uniform must lie in [0, 1], got {uniform}")
     each = probability(alpha, "alpha") / (2 if side == "two" else 1)
     low = 0.0 if side == "upper" else _least(successes, trials, each, uniform)
-    high = 1.0 if side == "lower" else 1.0 - _least(trials - successes, trials, each, uniform)
+    other = 1 - uniform if side == "two" and uniform is not None else uniform
+    high = 1.0 if side == "lower" else 1.0 - _least(trials - successes, trials, each, other)
     return float(low), float(high)
 
 

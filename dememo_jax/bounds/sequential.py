@@ -18,7 +18,7 @@ class QuantileTest:
     stopped: int | None  # the draw at which the verdict fell; what came later does not change it
     draws: int
     exceedances: int  # scores above tau among all draws
-    draws_needed: int | None  # to say "below" when nothing exceeds: no test can say it with fewer
+    draws_needed: int | None  # to say "below" when nothing exceeds; at spare=0 no test can say it with fewer
     log_evidence: float  # for "below", the largest so far; the verdict falls at log(1 / alpha)
 
 
@@ -30,7 +30,7 @@ def quantile_test(exceeds, level: float, alpha: float, *, tail: float | None = N
     (Ville's inequality), mixed over the alternatives. Without an exceedance "below" falls at exactly
     `min_draws(level, alpha)`, the fewest possible. That spends nearly all of alpha on the path without exceedances: what
     rounding leaves buys the rest, at the price of more draws once something exceeds. `spare` keeps that share of alpha
-    for runs with exceedances; the fewest draws are then `min_draws(level, alpha * (1 - spare))`.
+    for runs with exceedances; the fewest draws are then at most `min_draws(level, alpha * (1 - spare))`.
 
     tail: `1 - level` where it is known to more digits. Raises BadInput for level or alpha outside (0, 1), spare outside [0, 1).
     """
@@ -44,17 +44,23 @@ def quantile_test(exceeds, level: float, alpha: float, *, tail: float | None = N
         return QuantileTest("undecided", None, len(exceeds), int(exceeds.sum()), None, -math.inf)
     goal = -math.log(alpha) * TIE
     weight = _weight(needed, tail, goal)
-    none = -n * math.log1p(-tail)
-    with np.errstate(divide="ignore"):
-        certain = np.where(k == 0, none + math.log(weight), -np.inf) if weight > 0 else np.full(len(n), -np.inf)
-        mixed = _mixture(n, k, tail, below=True) + np.log1p(-weight)
-    below = np.logaddexp(certain, mixed)
+    below = _evidence(n, k, tail, weight)
+    if spare > 0:  # the mixture alone may get there sooner
+        sooner = np.arange(1, needed + 1)
+        needed = 1 + int(np.searchsorted(_evidence(sooner, np.zeros_like(sooner), tail, weight), goal))
     above = _mixture(n, k, tail, below=False)
     at_below, at_above = _first(below >= goal), _first(above >= goal)
     verdict = "undecided" if at_below == at_above == math.inf else "below" if at_below < at_above else "above"
     stopped = None if verdict == "undecided" else int(min(at_below, at_above)) + 1
     best = float(below.max(initial=-math.inf))
     return QuantileTest(verdict, stopped, len(exceeds), int(exceeds.sum()), needed, best)
+
+
+def _evidence(n: np.ndarray, k: np.ndarray, tail: float, weight: float) -> np.ndarray:
+    """Log evidence for "below" after n draws with k exceedances; rising in n at k = 0."""
+    with np.errstate(divide="ignore"):
+        certain = np.where(k == 0, np.log(weight) - n * math.log1p(-tail), -np.inf)
+        return np.logaddexp(certain, _mixture(n, k, tail, below=True) + np.log1p(-weight))
 
 
 def _weight(needed: int, tail: float, goal: float) -> float:

@@ -42,8 +42,13 @@ def coverage(
     """
     largest = float(np.max(eta))
     scalar = number(sigma)
-    scales = jax.tree.leaves(tree.scales(params, scalar, only=only) if scalar is not None else sigma)
-    scales = scales * len(jax.tree.leaves(params)) if len(scales) == 1 else scales
+    require(only is None or scalar is not None, "give `only` with one number as sigma")
+    tree.check_scale(sigma, params)
+    scales = [np.asarray(s, np.float64) for s in jax.tree.leaves(sigma)]
+    positive = all(np.isfinite(s).all() and (s >= 0).all() for s in scales) and any(s.any() for s in scales)
+    require(positive, f"sigma must be positive, got {sigma}")
+    if scalar is not None:
+        scales = [np.asarray(s) for s in jax.tree.leaves(tree.scales(params, scalar, only=only))]
 
     def one(name: str, other: Params) -> Coverage:
         same = [(n, np.shape(a)) for n, a in zip(tree.names(params), jax.tree.leaves(params))] == [
@@ -51,9 +56,10 @@ def coverage(
         ]
         require(same, f"the weights {name!r} have another structure than the certified ones")
         moves = [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in zip(*map(jax.tree.leaves, (params, other)))]
-        held = any(np.any(move) for move, scale in zip(moves, scales) if not np.any(scale))
-        noisy = [(move, scale) for move, scale in zip(moves, scales) if np.any(scale)]
-        shift = np.inf if held else float(np.sqrt(sum(np.sum(np.square(move / scale)) for move, scale in noisy)))
+        spread = [np.broadcast_to(scale, move.shape) for move, scale in zip(moves, scales, strict=True)]
+        held = any(np.any(move[scale == 0]) for move, scale in zip(moves, spread))
+        square = sum(np.sum(np.square(move[scale > 0] / scale[scale > 0])) for move, scale in zip(moves, spread))
+        shift = np.inf if held else float(np.sqrt(square))
         distance = shift * (1.0 if scalar is None else scalar)
         tail = 0.0 if held else bounds.shifted_tail(q, shift)
         needed = None if tail == 0.0 else bounds.min_draws(1 - tail, alpha, tail=tail)

@@ -40,7 +40,8 @@ class Transfer:
     epsilon: float | None
     zeta: float | None
     mu: float | None
-    certificate: DepthCertificate | None  # what holds around such a model; eta is the attack's radius
+    uniform: float | None  # the draw that randomized the limit
+    certificate: DepthCertificate | None  # what holds around such a model; eta is the attack's, shift and level the whole's
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
@@ -72,6 +73,8 @@ def transfer_ball(
     etas = tuple(eta)
     require(published or (radius is not None and radius > 0), f"radius must be positive, got {radius}")
     require(not published or (radius is None and len(etas) == 1), "the published form takes one eta, and no radius but that")
+    require(all(value > 0 for value in etas), f"eta must be positive, got {etas}")
+    require(alpha + alpha_reference < 1, "no confidence is left: alpha and alpha_reference must sum to less than 1")
     lengths = np.asarray(distances, np.float64).ravel()
     require(lengths.size and not np.isnan(lengths).any() and (lengths >= 0).all(), "distances must be one or more lengths")
     reach = etas[0] if published or radius is None else radius
@@ -84,7 +87,8 @@ def transfer_ball(
         certificate,
         rows=tuple(replace(row, eta=attack[row.eta]) for row in certificate.rows),
         largest_eta=tuple(
-            value if value is None or published else max(0.0, value - reach) for value in certificate.largest_eta
+            value if value is None or published else value - reach if value >= reach else None
+            for value in certificate.largest_eta
         ),
     )
     corrected = bounds.indistinguishable_event_bounds(p, epsilon, zeta)[0]
@@ -93,7 +97,8 @@ def transfer_ball(
         statement=f"the unlearned model lies within {reach:g} of the certified centre, and every row holds around it",
         probability=max(0.0, float(np.exp(-epsilon)) * (p - zeta)) if published else corrected,
         confidence=1 - alpha - alpha_reference, successes=inside, references=lengths.size, reference_probability=p,
-        alpha_reference=alpha_reference, epsilon=epsilon, zeta=zeta, mu=None, certificate=certificate,
+        alpha_reference=alpha_reference, epsilon=epsilon, zeta=zeta, mu=None, uniform=uniform,
+        certificate=certificate,
     )  # fmt: skip
 
 
@@ -112,18 +117,17 @@ def transfer_event(
     `Answer` (verdict "below") for one and the same group, q and eta. Abstentions count against. Every row's own alpha
     is taken from the confidence. Raises BadInput for rows of different statements.
     """
-    p, confidence, inside = _certified(rows, tau, alpha_reference, uniform)
-    return _event("event", rows, tau, p, confidence, inside, alpha_reference,
-                  bounds.indistinguishable_event_bounds(p, epsilon, zeta)[0], epsilon, zeta, None)  # fmt: skip
+    p, common = _certified(rows, tau, alpha_reference, uniform)
+    probability = bounds.indistinguishable_event_bounds(p, epsilon, zeta)[0]
+    return Transfer(form="event", probability=probability, epsilon=epsilon, zeta=zeta, mu=None, **common)
 
 
 def transfer_gdp(
     rows: Sequence[Row | Answer], *, tau: float, mu: float, alpha_reference: float = 0.01, uniform: float | None = None
 ) -> Transfer:
     """`transfer_event` under mu-Gaussian differential privacy: Phi(Phi^-1(p) - mu), tighter than any one (epsilon, zeta)."""
-    p, confidence, inside = _certified(rows, tau, alpha_reference, uniform)
-    probability = bounds.gdp_event_bounds(p, mu)[0]
-    return _event("gdp", rows, tau, p, confidence, inside, alpha_reference, probability, None, None, mu)
+    p, common = _certified(rows, tau, alpha_reference, uniform)
+    return Transfer(form="gdp", probability=bounds.gdp_event_bounds(p, mu)[0], epsilon=None, zeta=None, mu=mu, **common)
 
 
 def transfer_attack(
@@ -142,6 +146,7 @@ def transfer_attack(
     """
     values = np.asarray(scores, np.float64).ravel()
     require(values.size and np.isfinite(values).all(), "scores must be one or more finite numbers")
+    require(np.isfinite(threshold), f"threshold must be a number, got {threshold}")
     above = int((values > threshold).sum())
     p = bounds.clopper_pearson(above, values.size, alpha, side="upper", uniform=uniform)[1]
     return Transfer(
@@ -149,7 +154,8 @@ def transfer_attack(
         statement=f"the attack reaches more than {threshold:g} from the unlearned model",
         probability=bounds.indistinguishable_event_bounds(p, epsilon, zeta)[1],
         confidence=1 - alpha, successes=above, references=values.size, reference_probability=p,
-        alpha_reference=alpha, epsilon=epsilon, zeta=zeta, mu=None, certificate=None,
+        alpha_reference=alpha, epsilon=epsilon, zeta=zeta, mu=None, uniform=uniform,
+        certificate=None,
         assumptions=(*ASSUMPTIONS, "the attack and its hints are fixed, and use nothing of the forget set but those hints"),
     )  # fmt: skip
 
@@ -158,9 +164,10 @@ def _least(successes: int, trials: int, alpha: float, uniform: float | None) -> 
     return bounds.clopper_pearson(successes, trials, alpha, side="lower", uniform=uniform)[0]
 
 
-def _certified(rows: Sequence[Row | Answer], tau: float, alpha: float, uniform: float | None) -> tuple[float, float, int]:
-    """The least reference probability, the confidence that is left, and the count behind them."""
+def _certified(rows: Sequence[Row | Answer], tau: float, alpha: float, uniform: float | None) -> tuple[float, dict]:
+    """The least reference probability of the event, and what both of its forms say."""
     require(rows, "give the row of at least one reference model")
+    require(np.isfinite(tau), f"tau must be a number, got {tau}")
     same = {(row.group, row.q, row.eta) for row in rows}
     require(len(same) == 1, f"the rows must be of one group, q and eta; got {sorted(same)}")
     below = [
@@ -169,13 +176,12 @@ def _certified(rows: Sequence[Row | Answer], tau: float, alpha: float, uniform: 
     ]
     confidence = 1 - alpha - sum(row.alpha for row in rows)
     require(confidence > 0, "no confidence is left: certify each reference model at a smaller alpha")
-    return _least(sum(below), len(below), alpha, uniform), confidence, sum(below)
-
-
-def _event(form, rows, tau, p, confidence, inside, alpha_reference, probability, epsilon, zeta, mu) -> Transfer:
-    row = rows[0]
+    p, row = _least(sum(below), len(below), alpha, uniform), rows[0]
     statement = (
         f"for every move of the unlearned model's weights by at most {row.eta:g}, {row.group} stays at or below {tau:g} "
         f"with probability {row.q:g} under the noise"
     )
-    return Transfer(form, statement, probability, confidence, inside, len(rows), p, alpha_reference, epsilon, zeta, mu, None)
+    return p, {
+        "statement": statement, "confidence": confidence, "successes": sum(below), "references": len(below),
+        "reference_probability": p, "alpha_reference": alpha, "uniform": uniform, "certificate": None,
+    }  # fmt: skip

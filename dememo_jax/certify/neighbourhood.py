@@ -8,7 +8,7 @@ import numpy as np
 
 from dememo_jax import bounds, evaluate
 from dememo_jax.certify.draws import Draws, cloud, draw, limits, number, subset
-from dememo_jax.certify.planning import check, demands, plan, radii, shares
+from dememo_jax.certify.planning import check, demands, plan, radii, reaches, shares
 from dememo_jax.types import Apply, Dataset, Key, Params
 
 ASSUMPTIONS = (
@@ -35,7 +35,7 @@ class Row:
     lower: float | None
     level: float  # quantile level of the draws that pays for the move
     lower_level: float  # the same for the lower bound; another in the published form
-    alpha: float  # of each bound
+    alpha: float  # chance that this bound fails, that of a limit from a subset of the images included
     draws: int
     draws_needed: int | None  # fewest with which both bounds exist; None where no float64 count would do
     quantile: float  # of the draws at q, and at 1 - q: of the cloud as it is, estimated without confidence
@@ -95,12 +95,13 @@ def bound(
     check(sigma=draws.sigma, eta=eta, q=qs, alpha=alpha, draws=len(draws.scores), side=side, form=form)
     asked = demands(sigma=draws.sigma, eta=eta, q=qs, alpha=alpha, groups=len(draws.groups), side=side, form=form,
                     simultaneous=simultaneous, subset=subset(draws))  # fmt: skip
+    count = len(draws.scores)
     image_alpha = alpha / 2 if subset(draws) else 0.0
     # All limits hold together but for a chance of image_alpha; then order statistics of the high ones lie at or above
     # those of the true scores.
     beta = alpha / 2 / (draws.scores.size * (2 if side == "both" else 1))
     columns = limits(draws, beta)
-    count = len(draws.scores)
+    paid = beta * count if subset(draws) else 0.0
 
     def row(group: str, low: np.ndarray, high: np.ndarray, d) -> Row:
         upper, lower = side != "lower", side != "upper"
@@ -110,12 +111,12 @@ def bound(
             group=group, q=d.q, eta=d.eta, shift=d.shift,
             upper=bounds.quantile_upper(high, d.level, d.alpha, tail=d.tail) if upper else None,
             lower=bounds.quantile_lower(low, d.lower_level, d.alpha, tail=d.lower_tail) if lower else None,
-            level=d.level, lower_level=d.lower_level, alpha=d.alpha, draws=count, draws_needed=d.needed,
+            level=d.level, lower_level=d.lower_level, alpha=d.alpha + paid, draws=count, draws_needed=d.needed,
             quantile=bounds.empirical_quantile(high, d.q), lower_quantile=-bounds.empirical_quantile(-low, d.q),
             reason=None if enough else f"{count} draws, {do} would do at eta / sigma = {d.shift:.3g}",
         )  # fmt: skip
 
-    reach = [bounds.max_shift(count, value, asked[0].alpha) for value in qs]
+    reach = reaches(count, qs, asked[0].alpha, side, form)
     return DepthCertificate(
         rows=tuple(row(g, low, high, d) for g, (low, high) in zip(draws.groups, columns) for d in asked),
         side=side, form=form, lower_holds_with=tuple(1 - v if form == "published" else v for v in qs),

@@ -103,6 +103,12 @@ def demands(
     return tuple(demand(share, radius) for share in q for radius in eta)
 
 
+def reaches(draws: int, q: Sequence[float], alpha: float, side: str, form: str) -> list[float | None]:
+    """The largest shift that so many draws certify, for each q."""
+    published = side == "lower" and form == "published"
+    return [bounds.max_shift(draws, 1 - share if published else share, alpha) for share in q]
+
+
 def plan(
     *,
     sigma: float | None,
@@ -135,7 +141,7 @@ def plan(
         enough = any(draws >= count for count in known)
         require(enough, f"{draws:,} draws can certify none of the rows asked for; {least}. Lower eta or q, or draw more")
     needed = max(known) if len(known) == len(rows) else None
-    reach = [] if draws is None else [bounds.max_shift(draws, share, rows[0].alpha) for share in qs]
+    reach = [] if draws is None else reaches(draws, qs, rows[0].alpha, side, form)
     return Plan(
         rows=rows,
         draws_needed=needed,

@@ -25,7 +25,7 @@ class Answer:
     draws: int
     exceedances: int
     draws_needed: int | None  # fewest for "below", when no draw exceeds tau
-    alpha: float  # chance that this verdict is wrong
+    alpha: float  # chance that this verdict is wrong, that of a limit from a subset of the images included
 
 
 def answers(
@@ -43,12 +43,14 @@ def answers(
 
     Each is an anytime-valid test (`bounds.quantile_test`): without an exceedance it falls at exactly the fewest draws
     that any certificate needs. alpha is split over all rows. spare: share of alpha kept for runs with exceedances.
-    most: where the draws evaluated a subset of the images, the number of draws planned; half of alpha pays for their limits.
+    most: where the draws evaluated a subset of the images, the number of draws planned; half of alpha pays for their
+        limits, and "above" may mean no more than that the images are too few.
     Do not also quote fixed-size bounds (`bound`) from draws that were stopped here: their number depends on the scores.
     """
     qs = shares(q)
     check(sigma=draws.sigma, eta=eta, q=qs, alpha=alpha, draws=len(draws.scores))
     require(np.isfinite(tau), f"tau must be a number, got {tau}")
+    require(np.isfinite(draws.scores).all(), "scores must be finite")
     part = subset(draws)
     require(not part or most is not None, "draws from a subset of the images need `most`, the number of draws planned")
     require(most is None or len(draws.scores) <= most, f"there are {len(draws.scores)} draws, more than the {most} planned")
@@ -56,12 +58,13 @@ def answers(
                     simultaneous=simultaneous, subset=part)  # fmt: skip
     found = []
     beta = alpha / 2 / ((most or len(draws.scores)) * len(draws.groups))
+    paid = alpha / 2 / len(draws.groups) if part else 0.0
     for group, (_, scores) in zip(draws.groups, limits(draws, beta)):
         for d in asked:
             test = bounds.quantile_test(scores > tau, d.level, d.alpha, tail=d.tail, spare=spare)
             found.append(
                 Answer(group, d.q, d.eta, float(tau), test.verdict, test.stopped, test.draws, test.exceedances,
-                       test.draws_needed, d.alpha)
+                       test.draws_needed, d.alpha + paid)
             )  # fmt: skip
     return tuple(found)
 

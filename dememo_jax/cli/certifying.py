@@ -28,7 +28,10 @@ def certify_model(config: Certify) -> dict:
     started = time.monotonic()
     positive(sigma=config.sigma, width=config.width, images=config.images)
     first = config.first or 0
-    require(config.first is None or 0 <= first < config.draws, f"--first must be less than --draws, {config.draws}; got {config.first}")
+    require(
+        config.first is None or 0 <= first < config.draws,
+        f"--first must be less than --draws, {config.draws}; got {config.first}",
+    )
     require(config.tau is None or config.first is None, "--tau asks in the order of the draws; it takes no --first")
     if not config.plan:
         _plan(config, groups=2, refuse=config.first is None)
