@@ -22,7 +22,7 @@ from dememo_jax.types import Array, Key, Params
 Metric = Callable[[Params, Any], Array]  # params, data -> [G]
 After = Callable[[int, np.ndarray], bool | None]  # draws done, their scores [n, G] -> stop?
 
-WIDTHS = (8, 32, 128)  # networks in one vmap that `calibrate` tries
+WIDTHS = (4, 32, 128)  # networks in one vmap that `calibrate` tries
 TRIAL = 5.0  # seconds that one of its trials may be expected to take
 FEW = 32  # draws that are not worth a calibration
 SCRATCH = 2 * 2**30  # bytes of scratch memory, where the device does not tell how much it has

@@ -7,10 +7,11 @@ from pathlib import Path
 from dememo_jax import cli
 
 README = Path(__file__).parent.parent / "README.md"
+CERTIFICATION = README.parent / "docs" / "certification.md"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def test_python_runs(capsys):
@@ -19,13 +20,36 @@ def test_python_runs(capsys):
     assert re.fullmatch(r"\[\(0\.01, .*\), \(0\.05, .*\)\] [01]\.\d+\n", capsys.readouterr().out)
 
 
+def test_python_of_certification_runs(capsys):
+    """The first block with a small network; the second is a whole program for a cluster, which test_processes runs."""
+    code, _ = blocks("python", CERTIFICATION)
+    code = code.replace("draws=1000", "draws=200").replace("draws=10_000, prior", "draws=300, prior")
+    setup = """
+import jax, dememo_jax as dm
+train, test = dm.sources.load("digits")
+model, key, save = dm.models.from_linen(dm.nets.mlp(10, (8,))), jax.random.key(0), lambda draws: None
+apply, params = dm.models.freeze(model, model.init(key, test.x[:1]))
+"""
+    names: dict = {}
+    exec(compile(setup + code, "certification.md", "exec"), names)
+    assert names["depth"].draws == 300
+    assert "draws_needed" in capsys.readouterr().out
+
+
 def test_commands_parse():
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("dememo ")]
-    assert len(lines) == 8
+    lines = [
+        line
+        for page in (README, CERTIFICATION)
+        for block in blocks("sh", page)
+        for line in block.splitlines()
+        if line.startswith("dememo ")
+    ]
+    assert len(lines) == 12
     for line in lines:
         cli.parse(shlex.split(line)[1:])
 
 
 def test_files_it_names_exist():
-    for name in re.findall(r"\b(?:benchmarks|docs|experiments|tests)/[\w./-]+\w", README.read_text()):
-        assert (README.parent / name).exists(), name
+    for page in (README, CERTIFICATION):
+        for name in re.findall(r"\b(?:benchmarks|docs|experiments|tests)/[\w./-]+\w", page.read_text()):
+            assert (README.parent / name).exists(), name
