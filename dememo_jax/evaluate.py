@@ -48,11 +48,13 @@ def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int | None =
     return correct(apply, params, data, batch=batch).mean()
 
 
-def group_accuracy(apply: Apply, params: Params, data: tuple[Dataset, Array], *, batch: int | None = None) -> Array:
-    """Accuracy [G] over each of the masks [G, N] that come with the data: one pass for all groups."""
+def group_correct(apply: Apply, params: Params, data: tuple[Dataset, Array], *, batch: int | None = None) -> Array:
+    """How many examples of each of the masks [G, N] that come with the data the network gets right: [G], one pass for all.
+
+    Counts, since whole numbers are exact however a program is compiled; their shares are not.
+    """
     examples, masks = data
-    right = correct(apply, params, examples, batch=batch)
-    return jnp.where(masks, right, 0.0).sum(axis=-1) / masks.sum(axis=-1)
+    return jnp.where(masks, correct(apply, params, examples, batch=batch), 0.0).sum(axis=-1)
 
 
 def stack_groups(groups: Mapping[str, np.ndarray] | None, count: int) -> tuple[tuple[str, ...], np.ndarray]:

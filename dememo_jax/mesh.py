@@ -53,9 +53,10 @@ def _put(leaf: Any, over: jax.sharding.Mesh, spec: PartitionSpec) -> Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def agreed(value: float) -> float:
-    """The first process's value, in every process: what a clock said must not send them different ways."""
-    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+def agreed(value: float, over: jax.sharding.Mesh | None) -> float:
+    """The first process's value, in every process of the mesh: what a clock said must not send them different ways."""
+    together = over is not None and over.is_multi_process
+    return float(multihost_utils.broadcast_one_to_all(np.float64(value))) if together else value
 
 
 def padded(rows: np.ndarray, multiple: int) -> np.ndarray:

@@ -131,7 +131,7 @@ def calibrate(
             started = clock()
             _evaluate(shared, indices, at_once, over)
             took = min(took, clock() - started)
-        return meshes.agreed(took) / len(indices)
+        return meshes.agreed(took, over) / len(indices)
 
     alone = seconds(1, 1)
     many = 1 if alone * WIDTHS[-1] > TRIAL else WIDTHS[-1]  # short draws are timed many at once

@@ -108,9 +108,15 @@ def draw(plot: Plot) -> bytes:
 def _draw(plot: Plot) -> bytes:
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
+    # Curves named "model: what" share the model's colour and differ by their line.
+    owners = [label.partition(": ")[0] for label, _, _ in plot.series]
+    colours = {owner: f"C{i % 10}" for i, owner in enumerate(dict.fromkeys(owners))}
     for number, (label, xs, ys) in enumerate(plot.series):
+        owner = owners[number]
+        line = owners[:number].count(owner) if owners.count(owner) > 1 else number
         values = [math.nan if y is None else y for y in ys]
-        axes.plot(xs, values, label=label, linestyle=("-", "--", ":", "-.")[number % 4], marker="." if len(xs) < 12 else None)
+        marker = "." if len(xs) < 12 else None
+        axes.plot(xs, values, label=label, color=colours[owner], linestyle=("-", "--", ":", "-.")[line % 4], marker=marker)
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
     if "accuracy" in plot.y:
         axes.set_ylim(-0.02, 1.02)

@@ -89,6 +89,100 @@ def test_only_the_cpu_gets_the_derivative_of_patches(monkeypatch):
     assert "custom_jvp" not in program()
 
 
+# --- Winograd -----------------------------------------------------------------------------------------------------
+
+
+def images(count, height, width, channels, features):
+    random = np.random.default_rng(count)
+    x = random.normal(size=(count, height, width, channels)).astype(np.float32)
+    return x, (random.normal(size=(3, 3, channels, features)) / np.sqrt(9 * channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("count", "height", "width", "channels", "features"),
+    [
+        (1, 8, 8, 32, 32),  # less than a block
+        (9, 32, 32, 32, 48),  # a block of eight images and one over
+        (8, 32, 32, 64, 32),
+        (5, 64, 64, 3, 5),  # blocks of two
+        (2, 128, 96, 4, 2),  # an image is more than a block
+        (3, 2, 4, 40, 33),
+    ],
+)
+def test_winograd_is_the_convolution(count, height, width, channels, features):
+    x, kernel = images(count, height, width, channels, features)
+    found, expected = jax.jit(convolution.winograd)(x, kernel), reference(x, kernel, (1, 1), "SAME")
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+
+
+def test_winograd_by_hand():
+    x = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    kernel = np.float32([[0, 1, 0], [0, 0, 2], [0, 0, 0]]).reshape(3, 3, 1, 1)
+    padded = np.pad(x[0, :, :, 0], 1)
+    expected = padded[:4, 1:5] + 2 * padded[1:5, 2:6]  # the pixel above, and twice the one to the right
+    np.testing.assert_allclose(convolution.winograd(x, kernel)[0, :, :, 0], expected, atol=1e-5)
+
+
+def watched(monkeypatch):
+    calls = []
+    true = convolution.winograd
+    monkeypatch.setattr(convolution, "winograd", lambda x, *rest: calls.append(x.shape) or true(x, *rest))
+    return calls
+
+
+def test_derivatives_through_winograd(monkeypatch):
+    calls = watched(monkeypatch)
+    x, kernel = images(9, 32, 32, 32, 40)
+
+    def everything(conv):
+        def energy(x, kernel):
+            return jnp.mean(jnp.sin(conv(x, kernel, (1, 1), "SAME")))
+
+        slopes = jax.grad(energy, argnums=(0, 1))
+        turned = jax.jvp(lambda kernel: slopes(x, kernel)[1], (kernel,), (kernel[::-1],))[1]
+        return *slopes(x, kernel), turned
+
+    found, expected = everything(convolution.conv), everything(reference)
+    assert calls
+    for ours, theirs in zip(found, expected):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
+
+
+DISPATCH = [
+    ("yes", (8, 32, 32, 32), (3, 3, 32, 32), (1, 1), "SAME"),
+    ("yes", (8, 32, 32, 64), (3, 3, 64, 64), (1, 1), ((1, 1), (1, 1))),
+    ("yes", (32, 16, 16, 48), (3, 3, 48, 32), (1, 1), "SAME"),
+    ("few images", (7, 32, 32, 32), (3, 3, 32, 32), (1, 1), "SAME"),
+    ("odd sides", (9, 31, 32, 32), (3, 3, 32, 32), (1, 1), "SAME"),
+    ("odd sides", (9, 32, 31, 32), (3, 3, 32, 32), (1, 1), "SAME"),
+    ("three channels", (8, 32, 32, 3), (3, 3, 3, 32), (1, 1), "SAME"),
+    ("many channels", (8, 32, 32, 65), (3, 3, 65, 32), (1, 1), "SAME"),
+    ("few features", (8, 32, 32, 32), (3, 3, 32, 31), (1, 1), "SAME"),
+    ("many features", (8, 32, 32, 32), (3, 3, 32, 128), (1, 1), "SAME"),
+    ("strides", (8, 32, 32, 32), (3, 3, 32, 32), (2, 2), "SAME"),
+    ("strides", (8, 32, 32, 32), (3, 3, 32, 32), (1, 2), ((1, 1), (1, 1))),
+    ("no padding", (8, 34, 34, 32), (3, 3, 32, 32), (1, 1), "VALID"),
+    ("padding", (8, 32, 32, 32), (3, 3, 32, 32), (1, 1), ((2, 0), (1, 1))),
+    ("window", (8, 32, 32, 32), (1, 1, 32, 32), (1, 1), "SAME"),
+    ("window", (8, 32, 32, 32), (3, 2, 32, 32), (1, 1), ((1, 1), (1, 1))),
+]
+
+
+@pytest.mark.parametrize(("why", "x", "kernel", "strides", "padding"), DISPATCH)
+def test_winograd_only_where_it_pays(monkeypatch, why, x, kernel, strides, padding):
+    calls = watched(monkeypatch)
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, kernel)]
+    shapes = [jax.eval_shape(lambda *a, of=of: of(*a, strides, padding), *given).shape for of in (convolution.conv, reference)]
+    assert shapes[0] == shapes[1]
+    assert bool(calls) == (why == "yes")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    calls.clear()
+    jax.eval_shape(lambda *a: convolution.conv(*a, strides, padding), *given)
+    assert not calls
+
+
 def test_as_a_layer_of_flax():
     arguments = {"features": 4, "kernel_size": (3, 2), "strides": 2}
     ours, theirs = nn.Conv(**arguments, conv_general_dilated=convolution.conv), nn.Conv(**arguments)

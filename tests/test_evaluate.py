@@ -35,16 +35,40 @@ def test_any_batch_gives_the_logits_of_all_at_once(batch):
     assert set(seen) == {1: {1}, 4: {4, 3}, N: {N}, 100: {N}}[batch]
 
 
+@pytest.mark.parametrize(
+    ("shape", "cpu", "other"),
+    [
+        ((50_000, 32, 32, 3), 100, 2048),
+        ((50_000, 28, 28, 1), 391, 8024),
+        ((70, 32, 32, 3), 70, 70),
+        ((5, 1000, 1000, 3), 1, 2),
+        ((5,), 5, 5),
+    ],
+)
+def test_batch_size_by_device(monkeypatch, shape, cpu, other):
+    x = np.broadcast_to(np.float32(0), shape)
+    for backend, expected in (("cpu", cpu), ("gpu", other), ("tpu", other)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert evaluate.batch_size(x) == expected
+
+
+def test_without_a_batch_the_device_decides(monkeypatch):
+    monkeypatch.setattr(evaluate, "CPU", 5 * 4)
+    seen = []
+    evaluate.logits(lambda params, x: seen.append(len(x)) or network(params, x), PARAMS, X)
+    assert set(seen) == {5, 1}
+
+
 def test_correct_and_accuracy():
     assert 0 < RIGHT.sum() < N
     np.testing.assert_array_equal(evaluate.correct(network, PARAMS, DATA, batch=4), RIGHT)
     assert evaluate.accuracy(network, PARAMS, DATA, batch=4) == pytest.approx(RIGHT.mean(), rel=1e-6)
 
 
-def test_group_accuracy_is_the_mean_over_each_mask():
+def test_group_correct_counts_over_each_mask():
     masks = np.stack([np.ones(N, bool), np.arange(N) < 4, np.arange(N) == 3])
-    found = jax.jit(lambda params, data: evaluate.group_accuracy(network, params, data, batch=4))(PARAMS, (DATA, masks))
-    np.testing.assert_allclose(found, [RIGHT[mask].mean() for mask in masks], rtol=1e-6)
+    found = jax.jit(lambda params, data: evaluate.group_correct(network, params, data, batch=4))(PARAMS, (DATA, masks))
+    np.testing.assert_array_equal(found, [RIGHT[mask].sum() for mask in masks])
 
 
 def test_stack_groups():

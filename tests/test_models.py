@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dememo_jax import models
+from dememo_jax import certify, models, tree
+from dememo_jax import data as sets
 from dememo_jax.errors import BadInput
 from dememo_jax.types import Weights
 
@@ -137,6 +138,101 @@ def test_gradients_in_both_modes_under_vmap(model):
     np.testing.assert_allclose((kernel_of(grads) * HEAD).sum(axis=(1, 2)), logits.sum(axis=(1, 2)), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(means, np.tile(0.9 * MEAN + 0.1 * X.mean(axis=0), (3, 1)), rtol=1e-4)
     assert len({np.asarray(row).tobytes() for row in logits}) == 3
+
+
+# --- batch-norm statistics of the noisy network ---------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """The second norm sees what the first layer makes of the images; the momenta differ."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(3, name="first")(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="inner")(x))
+        return nn.Dense(2, name="head")(nn.BatchNorm(use_running_average=not train, momentum=0.5, name="outer")(x))
+
+
+class DeepNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.inner, self.first = nnx.BatchNorm(4, momentum=0.9, rngs=rngs), nnx.Linear(4, 3, rngs=rngs)
+        self.outer, self.head = nnx.BatchNorm(3, momentum=0.5, rngs=rngs), nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.outer(self.first(self.inner(x))))
+
+
+MANY = np.random.default_rng(2).normal(-1.0, 3.0, size=(40, 4)).astype(np.float32)
+
+
+def by_hand(params, fixed, x):
+    """Logits of x in float64, when every norm uses the moments of the fixed images."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    moments = {}
+    for norm, dense in (("inner", "first"), ("outer", "head")):
+        mean, var = moments[norm] = fixed.mean(axis=0), fixed.var(axis=0)
+        fixed, x = (
+            ((each - mean) / np.sqrt(var + 1e-5) * params[norm]["scale"] + params[norm]["bias"]) @ params[dense]["kernel"]
+            + params[dense]["bias"]
+            for each in (fixed, x)
+        )
+    return x, moments
+
+
+@pytest.mark.parametrize("model", [models.from_linen(Deep()), models.from_nnx(DeepNnx)], ids=["linen", "nnx"])
+def test_recalibrated_statistics_are_those_of_the_fixed_images_under_the_noise(model):
+    w = jax.jit(model.init)(KEY, MANY)
+    old = jax.tree.map(lambda leaf: leaf * 7 + 100 if leaf.dtype == jnp.float32 else leaf, w.stats)
+    apply, params, prepare = models.recalibrated(model, w._replace(stats=old), MANY)
+    again = models.recalibrated(model, w, MANY)[2]
+    jax.tree.map(np.testing.assert_array_equal, params, w.params)
+    run = jax.jit(lambda prepare, params, x: (apply(prepare(params), x), prepare(params)))
+    for noisy in (params, tree.add(params, tree.gaussian_like(OTHER, params, 0.3))):
+        logits, ready = run(prepare, noisy, X)
+        expected, moments = by_hand(noisy, MANY.astype(np.float64), X)
+        np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+        for norm, (mean, var) in moments.items():
+            stats = ready.stats.get("batch_stats", ready.stats)[norm]
+            np.testing.assert_allclose(stats["mean"], mean, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(stats["var"], var, rtol=1e-3)
+        jax.tree.map(np.testing.assert_array_equal, ready.params, noisy)
+        jax.tree.map(np.testing.assert_array_equal, run(again, noisy, X)[1].stats, ready.stats)  # the old ones are gone
+    assert not np.allclose(run(prepare, params, X)[0], logits, atol=1e-2)
+
+
+def test_recalibrated_leaves_a_network_without_statistics_alone():
+    for model in (models.from_linen(Plain()), models.from_nnx(lambda rngs: nnx.Linear(4, 3, rngs=rngs))):
+        w = model.init(KEY, X)
+        apply, params, prepare = models.recalibrated(model, w, MANY)
+        ready = prepare(params)
+        assert jax.tree.structure(ready) == jax.tree.structure(w)
+        np.testing.assert_array_equal(apply(ready, X), model.apply(w, X))
+
+
+def test_recalibrated_nnx_keeps_its_dropout():
+    w = weights(NNX)
+    apply, params, prepare = models.recalibrated(NNX, w, MANY)
+    ready = jax.jit(prepare)(params)
+    expected = normed(X, MANY.mean(axis=0), MANY.var(axis=0)) @ HEAD
+    np.testing.assert_allclose(jax.jit(apply)(ready, X), expected, rtol=1e-3, atol=1e-3)  # evaluation: nothing dropped
+    assert jax.tree.structure(ready) == jax.tree.structure(w)
+    for found, kept in zip(jax.tree.leaves(ready.stats), jax.tree.leaves(w.stats)):
+        if not jnp.issubdtype(kept.dtype, jnp.floating):
+            plain = [jax.random.key_data(k) if jnp.issubdtype(k.dtype, jax.dtypes.prng_key) else k for k in (found, kept)]
+            np.testing.assert_array_equal(*plain)
+    np.testing.assert_array_equal(NNX.fit(ready, X, KEY)[0], NNX.fit(w, X, KEY)[0])  # training goes on as before
+
+
+def test_recalibrated_in_a_certificate():
+    model = models.from_linen(Deep())
+    w = model.init(KEY, MANY)
+    data = sets.make(X, np.arange(6) % 2)
+    apply, params, prepare = models.recalibrated(model, w, MANY)
+    found = certify.draw(certify.cloud(apply, params, data, OTHER, sigma=0.5, prepare=prepare), draws=6)
+    for i, score in enumerate(found.scores[:, 0]):
+        noisy = tree.add(params, tree.gaussian_like(jax.random.fold_in(OTHER, i), params, 0.5))
+        assert score == pytest.approx((by_hand(noisy, MANY.astype(np.float64), X)[0].argmax(axis=1) == data.y).mean())
+    held = certify.cloud(*models.freeze(model, w), data, OTHER, sigma=0.5)
+    assert held.blank.fingerprint["weights"] != found.fingerprint["weights"]
 
 
 def test_linen_without_modes_or_statistics():

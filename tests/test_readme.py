@@ -46,7 +46,7 @@ def test_commands_parse():
     ]
     assert len(lines) == 12
     for line in lines:
-        cli.parse(shlex.split(line)[1:])
+        cli.parse(shlex.split(line, comments=True)[1:])
 
 
 def test_files_it_names_exist():

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from dememo_jax import keys, tree
+from dememo_jax.errors import BadInput
 
 KEY = jax.random.key(7)
 RANDOM = np.random.default_rng(0)
@@ -72,20 +73,115 @@ def test_gaussian_like_has_the_law_of_each_leaf():
     assert not np.any(drawn["c"])
 
 
-def test_gaussian_like_keeps_to_its_keys():
-    like = (jnp.zeros(6), jnp.zeros((2, 3), jnp.bfloat16))
-    drawn = tree.gaussian_like(KEY, like, 0.5)
-    assert drawn[1].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(drawn[0], 0.5 * jax.random.normal(jax.random.fold_in(KEY, 0), (6,)))
-    np.testing.assert_array_equal(drawn[1], 0.5 * jax.random.normal(jax.random.fold_in(KEY, 1), (2, 3), jnp.bfloat16))
-    np.testing.assert_array_equal(drawn[0], tree.gaussian_like(KEY, like, 0.5)[0])
-    assert np.all(drawn[0] != tree.gaussian_like(jax.random.key(8), like, 0.5)[0])
+def test_gaussian_like_is_one_draw_cut_into_leaves():
+    like = {"b": jnp.zeros((2, 3), jnp.bfloat16), "a": [jnp.zeros(6), jnp.zeros(())]}
+    drawn = tree.gaussian_like(KEY, like, {"b": 0.5, "a": [0.25, 2.0]})
+    whole = np.asarray(jax.random.normal(KEY, (13,)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype(jnp.float32)}  # also for a leaf of bfloat16
+    np.testing.assert_array_equal(drawn["a"][0], 0.25 * whole[:6])
+    np.testing.assert_array_equal(drawn["a"][1], 2.0 * whole[6])
+    np.testing.assert_array_equal(drawn["b"], 0.5 * whole[7:].reshape(2, 3))
+    assert np.all(drawn["b"] != tree.gaussian_like(jax.random.key(8), like, 0.5)["b"])
+
+
+def test_gaussian_like_of_half_precision_alone_is_drawn_in_float32():
+    drawn = tree.gaussian_like(KEY, jnp.zeros(4, jnp.float16))
+    assert drawn.dtype == jnp.float32
+    np.testing.assert_array_equal(drawn, jax.random.normal(KEY, (4,)))
 
 
 def test_gaussian_like_of_a_single_array_and_scales_of_its_shape():
     scale = jnp.arange(4.0)
-    expected = scale * jax.random.normal(jax.random.fold_in(KEY, 0), (4,))
-    np.testing.assert_array_equal(tree.gaussian_like(KEY, jnp.zeros(4), scale), expected)
+    np.testing.assert_array_equal(tree.gaussian_like(KEY, jnp.zeros(4), scale), scale * jax.random.normal(KEY, (4,)))
+
+
+def test_scales_of_another_tree():
+    for scale in ([1.0], {"a": 1.0}, {"a": 1.0, "b": 1.0}):
+        with pytest.raises(BadInput, match="one number, or a tree of them"):
+            tree.gaussian_like(KEY, TREE, scale)
+    tree.check_scale({"a": 1.0, "b": [2.0]}, TREE)
+    tree.check_scale(1, TREE)
+
+
+def test_add_rounds_once():
+    many = jnp.asarray(RANDOM.normal(size=2_000), jnp.bfloat16), jnp.asarray(RANDOM.normal(size=2_000), jnp.float32)
+    once = (np.asarray(many[0], np.float32) + np.asarray(many[1])).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(tree.add(*many), once)
+    assert np.any(once != many[0] + many[1].astype(jnp.bfloat16))  # rounding twice is something else
+    assert tree.add(jnp.ones(2), jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+
+
+# --- names, scales, fingerprints -----------------------------------------------------------------------------------
+
+NAMED = {"Dense_0": {"kernel": jnp.array([[3.0, -4.0]]), "bias": jnp.zeros(2)}, "tail": (jnp.ones(1), jnp.full(3, -2.0))}
+
+
+def test_names_follow_the_leaves():
+    assert tree.names(NAMED) == ["Dense_0/bias", "Dense_0/kernel", "tail/0", "tail/1"]
+    assert tree.names(jnp.ones(1)) == [""]
+
+
+def test_scales_of_chosen_leaves():
+    def scales(*given, **how):
+        found = tree.scales(NAMED, *given, **how)
+        assert jax.tree.structure(found) == jax.tree.structure(NAMED)
+        return jax.tree.leaves(found)
+
+    assert scales(0.5) == [0.5] * 4
+    assert scales(0.5, only="kernel|tail/1$") == [0, 0.5, 0, 0.5]
+    assert scales(0.5, only="^Dense_0/") == [0.5, 0.5, 0, 0]
+    np.testing.assert_allclose(scales(0.5, only="kernel|tail", relative=True), [0, 0.5 * np.sqrt(12.5), 0.5, 1.0], rtol=1e-12)
+
+
+def test_scales_that_are_none():
+    with pytest.raises(BadInput, match="no leaf matches 'head'; the leaves are Dense_0/bias, Dense_0/kernel, tail/0, tail/1"):
+        tree.scales(NAMED, 0.5, only="head")
+    with pytest.raises(BadInput, match=r"not all zero; leave out Dense_0/bias$"):
+        tree.scales(NAMED, 0.5, relative=True)
+
+
+def test_check_floating_names_the_leaf():
+    tree.check_floating({"a": jnp.ones(2, jnp.bfloat16), "b": np.ones(2), "c": 0.5}, "weights")
+    for leaf, message in (
+        (jnp.arange(2), "weights must be floating; x/1 is int32"),
+        (np.array([True]), "weights must be floating; x/1 is bool"),
+        (jnp.array([0, jnp.nan]), "weights must be finite; x/1 holds NaN"),
+        (jnp.array([-jnp.inf], jnp.bfloat16), "weights must be finite; x/1 holds"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            tree.check_floating({"x": [jnp.ones(1), leaf]}, "weights")
+    jax.jit(lambda leaf: tree.check_floating(leaf, "weights"))(jnp.array([jnp.nan]))  # not known under jit
+    with pytest.raises(BadInput, match="floating"):
+        jax.jit(lambda leaf: tree.check_floating(leaf, "weights"))(jnp.arange(2))
+
+
+def test_digest_tells_trees_apart():
+    trees = [
+        {"a": np.zeros(4, np.float32)},
+        {"b": np.zeros(4, np.float32)},
+        [np.zeros(4, np.float32)],
+        {"a": np.zeros((4, 1), np.float32)},
+        {"a": np.zeros((2, 2), np.float32)},
+        {"a": np.zeros(4, np.int32)},
+        {"a": jnp.zeros(8, jnp.bfloat16)},
+        {"a": np.zeros(8, np.float16)},
+        {"a": np.float32([0, 0, 0, 1e-30])},
+        {"a": np.float32([0, 0, 1e-30, 0])},
+        {"a": np.zeros(4, np.float32), "b": np.zeros(0, np.float32)},
+        {"a": jax.random.key(0)},
+        {"a": jax.random.key(1)},
+        {"a": jax.random.split(jax.random.key(0))},
+    ]
+    assert len({tree.digest(each) for each in trees}) == len(trees)
+
+
+def test_digest_is_of_the_values_alone():
+    grid = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert tree.digest({"a": grid}) == tree.digest({"a": jnp.asarray(grid)}) == tree.digest({"a": np.asfortranarray(grid)})
+    assert tree.digest({"a": grid, "b": 1.0}) == tree.digest({"b": 1.0, "a": grid})
+    assert tree.digest(jax.random.key(3)) == tree.digest(jax.random.key_data(jax.random.key(3)))
+    assert tree.digest(grid.T) != tree.digest(grid)
+    assert len(tree.digest(grid)) == 16
 
 
 def test_keys_are_fold_ins():

@@ -36,7 +36,7 @@ class Draws:
 class Cloud(NamedTuple):
     """A fixed metric of a fixed Gaussian law over weights: what draws are made from."""
 
-    metric: montecarlo.Metric
+    metric: montecarlo.Metric  # counts of right answers where the blank draws have images, else the scores themselves
     params: Params
     data: Any
     key: Key
@@ -91,7 +91,7 @@ def cloud(
     sampled = tuple(zip(masks.sum(axis=1).tolist(), all_of))
     shown = f"as given: {jnp.result_type(*jax.tree.leaves(params))}" if precision == "as given" else precision
     blank = replace(law[1], precision=shown, images=sampled, fingerprint=fingerprint)
-    metric = jax.tree_util.Partial(_accuracies(batch, precision), network)
+    metric = jax.tree_util.Partial(_counts(batch, precision), network)
     return Cloud(metric, params, (data, jnp.asarray(masks)), key, law[0], blank)
 
 
@@ -128,7 +128,7 @@ def _law(params: Params, key: Key, sigma: float | Params, only: str | None, grou
     variance = sum(float(np.mean(np.square(s))) * leaf.size for s, leaf in zip(scales, leaves))
     typical = [float(np.sqrt(np.mean(np.square(s)))) for s in scales]
     return scale, Draws(
-        scores=np.zeros((0, len(groups)), np.float32),
+        scores=np.zeros((0, len(groups))),
         groups=tuple(groups),
         sigma=scalar,
         noise_norm=float(np.sqrt(variance)),
@@ -164,15 +164,16 @@ def draw(
         _check_same(source.blank, prior)
     begin = made.start + len(made.scores)
     require(draws > begin, f"draws up to {begin} are made; ask for more than that, not for {draws}")
-    begun = made
+    counted = source.blank.images
+    whole = 1 if counted is None else np.array([evaluated for evaluated, _ in counted])
 
     def record(_, part):
         nonlocal made
-        made = replace(made, scores=np.concatenate([made.scores, part]))
+        made = replace(made, scores=np.concatenate([made.scores, part / whole]))
         return after is not None and after(made)
 
-    scores = montecarlo.scores(*source[:4], sigma=source.scale, start=begin, stop=draws, after=record, **engine)
-    return replace(begun, scores=np.concatenate([begun.scores, scores]))
+    montecarlo.scores(*source[:4], sigma=source.scale, start=begin, stop=draws, after=record, **engine)
+    return made
 
 
 def calibrate(source: Cloud, **engine: Any) -> montecarlo.Speed:
@@ -233,12 +234,12 @@ def _subset(data: Dataset, masks: np.ndarray, names: Sequence[str], images: int,
 
 
 @functools.lru_cache
-def _accuracies(batch: int | None, precision: str) -> Callable:
+def _counts(batch: int | None, precision: str) -> Callable:
     # One function object a choice, so that jit recognises the next certificate.
-    return functools.partial(_group_accuracies, batch=batch, precision=precision)
+    return functools.partial(_group_correct, batch=batch, precision=precision)
 
 
-def _group_accuracies(network, params, data, *, batch, precision):
+def _group_correct(network, params, data, *, batch, precision):
     apply, prepare = network
     examples, masks = data
     if precision == "float32":
@@ -247,7 +248,7 @@ def _group_accuracies(network, params, data, *, batch, precision):
     if precision == "bfloat16":
         weights, examples = _cast(weights, jnp.bfloat16), examples._replace(x=examples.x.astype(jnp.bfloat16))
     with jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext():
-        return evaluate.group_accuracy(apply, weights, (examples, masks), batch=batch)
+        return evaluate.group_correct(apply, weights, (examples, masks), batch=batch)
 
 
 def _cast(weights, dtype):

@@ -74,11 +74,11 @@ def _plot(config: Certify, certificates: dict[str, certify.DepthCertificate], gr
     curves = []
     for name, certificate in certificates.items():
         rows = [row for row in certificate.rows if row.group == group and row.q == q]
-        for side, quantile in (("upper", "quantile"), ("lower", "lower_quantile")):
+        for side, quantile, level in (("upper", "quantile", q), ("lower", "lower_quantile", 1 - q)):
             if side in _sides(config):
                 curves.append((f"{name}: {side}", config.eta, tuple(getattr(row, side) for row in rows)))
-                level = q if side == "upper" else 1 - q
-                curves.append((f"{name}: {level:.3g}-quantile", config.eta, tuple(getattr(row, quantile) for row in rows)))
+                known = tuple(getattr(row, quantile) for row in rows)
+                curves.append((f"{name}: {level:.3g}-quantile", config.eta, known))
     slug = f"certificate-{group.replace(' ', '-')}" + ("" if len(config.q) == 1 else f"-q{q:g}")
     note = "Quantiles are those of the draws at eta = 0, without confidence. Where a curve ends the draws do not suffice."
     return Plot(slug, f"Certified bounds against eta: {group}, q = {q:g}", "eta", "accuracy", tuple(curves), note)

@@ -156,9 +156,8 @@ def _depths(config: Quickstart, values: dict[str, dict]) -> Table:
         for row in zip(*(certificate["rows"] for certificate in columns.values()))
     )
     note = (
-        f"Upper bounds at q = {Certify.q[0]:g}, alpha = {Certify.alpha:g} over all bounds of a model, upper and lower, sigma = {config.sigma:g}, "
-        f"{config.draws:,} draws. They "
-        f"bound a quantile over weight noise. {certificates.ABSTAINS}"
+        f"Upper bounds at q = {Certify.q[0]:g}, alpha = {Certify.alpha:g} over all bounds of a model, upper and lower, "
+        f"sigma = {config.sigma:g}, {config.draws:,} draws. They bound a quantile over weight noise. {certificates.ABSTAINS}"
     )
     return Table("Certified depth (Theorem 1)", ("group", "eta", *columns), rows, note)
 
