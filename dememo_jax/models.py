@@ -101,24 +101,33 @@ def recalibrated(model: Model, weights: Weights, x: Array) -> tuple[Apply, Param
     suffer from statistics that belong to other weights. Works for running averages `m * old + (1 - m) * new`; statistics
     of another kind stay as they are, and so do all in a network without batch norm.
     """
-    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(weights.stats)]
+    all_of = (0.0,) * len(jax.tree.leaves(weights.stats))
+    passed = [_stats_of(model.fit, weights.params, weights.stats, x, all_of, fill) for fill in (0.0, 1.0)]
+    zeros, ones = map(jax.tree.leaves, passed)
+    # The momentum m of every leaf, a round number; 1 where nothing is averaged.
+    floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in zeros]
+    kept = tuple(round(float(jnp.mean(b - a)), 6) if f else 1.0 for f, a, b in zip(floating, zeros, ones))
+    return model.apply, weights.params, Partial(_fresh_stats(model.fit, kept), x, weights.stats)
 
-    def passed(params, fill, images):
-        leaves, treedef = jax.tree.flatten(weights.stats)
-        start = [jnp.full_like(leaf, fill) if f else leaf for leaf, f in zip(leaves, floating)]
-        return model.fit(Weights(params, jax.tree.unflatten(treedef, start)), images, jax.random.key(0))[1].stats
 
-    zeros, ones = (passed(weights.params, fill, x) for fill in (0.0, 1.0))
-    pairs = zip(floating, jax.tree.leaves(zeros), jax.tree.leaves(ones))
-    kept = [float(jnp.mean(one - zero)) if f else 1.0 for f, zero, one in pairs]  # the momentum m; 1 where nothing is averaged
+def _stats_of(fit, params: Params, stats: Params, x: Array, kept: tuple[float, ...], fill: float) -> Params:
+    """Statistics after one pass over x in training mode, begun at `fill` where something is averaged."""
+    leaves, treedef = jax.tree.flatten(stats)
+    averaged = [m < 1 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf, m in zip(leaves, kept)]
+    begun = [jnp.full_like(leaf, fill) if a else leaf for leaf, a in zip(leaves, averaged)]
+    return fit(Weights(params, jax.tree.unflatten(treedef, begun)), x, jax.random.key(0))[1].stats
 
-    def prepare(images, params):
-        found = jax.tree.leaves(passed(params, 0.0, images))
-        old, treedef = jax.tree.flatten(weights.stats)
-        fresh = [leaf if m >= 1 - 1e-6 else new / (1 - m) for leaf, new, m in zip(old, found, kept)]
+
+@functools.lru_cache(maxsize=256)
+def _fresh_stats(fit: Callable, kept: tuple[float, ...]) -> Callable:
+    # One function object a model, so that jit recognises it; images and old statistics travel as arguments.
+    def prepare(x: Array, stats: Params, params: Params) -> Weights:
+        found = jax.tree.leaves(_stats_of(fit, params, stats, x, kept, 0.0))
+        old, treedef = jax.tree.flatten(stats)
+        fresh = [leaf if m >= 1 else new / (1 - m) for leaf, new, m in zip(old, found, kept)]
         return Weights(params, jax.tree.unflatten(treedef, fresh))
 
-    return model.apply, weights.params, Partial(prepare, x)
+    return prepare
 
 
 @functools.lru_cache(maxsize=256)

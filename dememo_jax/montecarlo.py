@@ -61,7 +61,8 @@ def scores(
     every: draws between calls of `after(draws_done, their_scores [every, G])`, which may return True to stop; by
         default all of them at once. A stopped run returns the scores so far.
     over: a mesh of devices, of one process or of many, to spread the draws over; by default one device.
-    memory: bytes of scratch that a vmap may use on a device; default half of the device's, 2 GiB where it does not say.
+    memory: bytes of scratch, as XLA reports them, that a vmap chosen by "auto" may use on a device; default half of the
+        device's, 2 GiB where it does not say. A width that is asked for is used as it is.
     Raises BadInput for sigma not positive, params that are not floating or not finite, a key that is not a typed
     threefry key (draws of other kinds depend on how they are batched), or no draws; NonFinite, naming the draw, when
     the metric returns NaN or infinity: `after` has then seen every chunk before it.
@@ -94,11 +95,13 @@ def check(params: Params, key: Key, sigma: float | Params) -> None:
     require(jax.tree.leaves(params), "params hold no arrays to put noise on")
     tree.check_floating(params, "params")
     tree.check_scale(sigma, params)
+    numeric = all(np.issubdtype(np.asarray(leaf).dtype, np.number) for leaf in jax.tree.leaves(sigma))
+    require(numeric, f"sigma must be a number or a tree of numbers, got {sigma!r}")
     scales = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(sigma)])
     require(np.isfinite(scales).all() and (scales >= 0).all() and scales.any(), f"sigma must be positive, got {sigma}")
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    threefry = typed and str(jax.random.key_impl(key)) == "threefry2x32"
-    require(threefry, "the key must be jax.random.key(seed) of the default kind, threefry2x32")
+    threefry = typed and key.shape == () and str(jax.random.key_impl(key)) == "threefry2x32"
+    require(threefry, "the key must be one jax.random.key(seed) of the default kind, threefry2x32")
 
 
 def calibrate(
@@ -120,7 +123,7 @@ def calibrate(
     """
     check(params, key, sigma)
     devices = 1 if over is None else over.size
-    memory = _scratch() if memory is None else memory
+    memory = int(meshes.agreed(_scratch(), over)) if memory is None else memory
     shared = _shared(metric, params, data, key, sigma, over)
 
     def seconds(at_once: int, count: int) -> float:

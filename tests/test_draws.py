@@ -52,8 +52,8 @@ def test_scores_are_the_accuracies_of_noisy_networks(whole):
     for i, row in enumerate(whole.scores):
         noise = np.asarray(jax.random.normal(jax.random.fold_in(KEY, i), (21,)))
         noisy = {"bias": PARAMS["bias"] + 0.4 * noise[:3], "head": PARAMS["head"] + 0.4 * noise[3:].reshape(sizes[0])}
-        right = np.asarray(network(noisy, DATA.x)).argmax(axis=1) == DATA.y
-        np.testing.assert_allclose(row, [right[mask].mean() for mask in GROUPS.values()], rtol=1e-6)
+        right = np.asarray(network(noisy, DATA.x)).argmax(axis=1) == np.asarray(DATA.y)
+        np.testing.assert_array_equal(row, [right[mask].sum() / mask.sum() for mask in GROUPS.values()])  # exact shares
     assert whole.scores.std(axis=0).min() > 0
     assert (whole.groups, whole.sigma, whole.start) == (("all", "class 1"), 0.4, 0)
     assert (whole.precision, whole.images, whole.scales) == ("float32", ((60, 60), (20, 20)), ())
@@ -402,3 +402,44 @@ def test_prepare_sees_every_noisy_tree_before_the_network():
 def test_calibrate_takes_a_cloud(cloud):
     ticks = iter([0.0, 1000.0])  # so long a draw is timed once
     assert certify.calibrate(cloud, clock=lambda: next(ticks)) == (1, 1000.0, ((1, 1000.0),))
+
+
+# --- inputs that would pass for others -------------------------------------------------------------------------------
+
+
+def test_metrics_are_told_apart_by_name():
+    clouds = [
+        certify.cloud_of(lambda p, x: sign * p["bias"][:1], PARAMS, DATA.x, KEY, groups=["g"], sigma=0.4, name=name)
+        for sign, name in ((1, "plus"), (-1, "minus"))
+    ]
+    one, two = (certify.draw(c, draws=b, start=a) for c, a, b in zip(clouds, (0, 2), (2, 4)))
+    with pytest.raises(BadInput, match="differ in metric"):
+        certify.join(one, two)
+    bare = certify.Draws(np.zeros((2, 1)), ("g",), 0.4)  # without a fingerprint: nobody knows what it is of
+    with pytest.raises(BadInput, match="differ in data, key"):
+        certify.join(bare, two)
+
+
+def test_a_prior_begins_where_it_begins(cloud, parts):
+    with pytest.raises(BadInput, match="begins at draw 2, not at start=1"):
+        certify.draw(cloud, draws=12, start=1, prior=parts[1])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_network_with_a_dtype_of_its_own_is_not_called_float32(dtype):
+    with pytest.raises(BadInput, match="sets a dtype of its own; take precision='as given'"):
+        clouded(lambda params, x: network(params, x).astype(dtype))
+    assert clouded(lambda params, x: network(params, x).astype(dtype), precision="as given").blank.precision.startswith(
+        "as given"
+    )
+
+
+@pytest.mark.parametrize("sigma", ["0.1", True, {"head": "0.1", "bias": 0.1}])
+def test_sigma_that_is_no_number(sigma):
+    with pytest.raises(BadInput, match="sigma must be a number"):
+        clouded(sigma=sigma)
+
+
+def test_one_key_not_several():
+    with pytest.raises(BadInput, match="one jax.random.key"):
+        clouded(key=jax.random.split(KEY))

@@ -30,7 +30,7 @@ class Draws:
     scales: tuple[tuple[str, float], ...] = ()  # (leaf, standard deviation), where they are not all the same
     precision: str = "as given"  # of the arithmetic: a certificate is about the function as computed
     images: tuple[tuple[int, int], ...] | None = None  # (evaluated, all) of each group, where scores are accuracies
-    fingerprint: Mapping[str, str] = field(default_factory=dict)  # of key, sigma, weights, data and metric
+    fingerprint: Mapping[str, str] = field(default_factory=dict)  # of key, sigma, weights, data; the metric by name only
 
 
 class Cloud(NamedTuple):
@@ -71,14 +71,14 @@ def cloud(
         accuracy by a hypergeometric limit of the accuracy on all of them, and pays for the chance that one fails.
     batch: images evaluated at once; default by the device.
     Raises BadInput for groups of the wrong length or without images, params, keys and scales that `montecarlo.check`
-    refuses, and a network that does not compute in bfloat16 when asked to.
+    refuses, and a network that does not compute in the precision asked for.
     """
     require(precision in PRECISIONS, f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     names, masks = evaluate.stack_groups(groups, len(data.y))
     network = (models.as_apply(apply), None if prepare is None else models.as_apply(prepare))
     law = _law(params, key, sigma, only, names)
-    if precision == "bfloat16":
-        _check_bfloat16(network, params, data)
+    if precision != "as given":
+        _check_precision(network, params, data, precision)
     fingerprint = {
         **law[1].fingerprint,
         "weights": tree.digest((params, network)),
@@ -104,15 +104,17 @@ def cloud_of(
     groups: Sequence[str],
     sigma: float | Params,
     only: str | None = None,
+    name: str = "of the caller",
 ) -> Cloud:
     """The cloud of any metric `(params, data) -> [G]`: loss, margin, the score of an attack; `groups` names its entries.
 
-    Raises BadInput for a metric of another shape, and as `cloud` does.
+    name: of the metric, kept in the fingerprint: code itself cannot be compared when draws are joined. Raises BadInput for
+    a metric of another shape, and as `cloud` does.
     """
     scale, blank = _law(params, key, sigma, only, groups)
     shape = jax.eval_shape(models.as_apply(metric), params, data).shape
     require(shape == (len(groups),), f"the metric must give {len(groups)} scores, one a group; got the shape {shape}")
-    own = {"weights": tree.digest((params, models.as_apply(metric))), "data": tree.digest(data), "metric": "of the caller"}
+    own = {"weights": tree.digest((params, models.as_apply(metric))), "data": tree.digest(data), "metric": name}
     return Cloud(metric, params, data, key, scale, replace(blank, fingerprint={**blank.fingerprint, **own}))
 
 
@@ -162,6 +164,7 @@ def draw(
     made = replace(source.blank, start=start) if prior is None else prior
     if prior is not None:
         _check_same(source.blank, prior)
+        require(start in (0, prior.start), f"the prior begins at draw {prior.start}, not at start={start}")
     begin = made.start + len(made.scores)
     require(draws > begin, f"draws up to {begin} are made; ask for more than that, not for {draws}")
     counted = source.blank.images
@@ -182,7 +185,8 @@ def calibrate(source: Cloud, **engine: Any) -> montecarlo.Speed:
 
 
 def _check_same(first: Draws, other: Draws) -> None:
-    differing = [name for name in first.fingerprint if first.fingerprint[name] != other.fingerprint.get(name)]
+    names = sorted({*first.fingerprint, *other.fingerprint})
+    differing = [name for name in names if first.fingerprint.get(name) != other.fingerprint.get(name)]
     require(not differing, f"these draws are not of one cloud: they differ in {', '.join(differing)}")
     require(first.groups == other.groups, f"these draws have other groups: {first.groups} and {other.groups}")
 
@@ -257,13 +261,13 @@ def _cast(weights, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
 
 
-def _check_bfloat16(network, params, data) -> None:
+def _check_precision(network, params, data, precision: str) -> None:
+    dtype = jnp.dtype(precision)
+
     def logits(network, params, x):
         apply, prepare = network
-        return apply(_cast(params if prepare is None else prepare(params), jnp.bfloat16), x.astype(jnp.bfloat16))
+        return apply(_cast(params if prepare is None else prepare(params), dtype), x.astype(dtype))
 
     found = jax.eval_shape(logits, network, params, data.x[:1]).dtype
-    require(
-        found == jnp.bfloat16,
-        f"precision='bfloat16', but this network gives {found} from bfloat16 weights and images: it sets a dtype of its own",
-    )
+    own = f"this network gives {found} from {precision} weights and images: it sets a dtype of its own"
+    require(found == dtype, f"precision={precision!r}, but {own}; take precision='as given'")
