@@ -1,9 +1,10 @@
 """How fast certification draws are made, as ratios measured side by side in one run.
 
-    python benchmarks/certify.py [--data cifar10.npz] [--only noisy torch memory devices gpu]
+    python benchmarks/certify.py [--data cifar10.npz] [--only noisy torch limits memory devices gpu]
 
 noisy: images a second of noisy evaluation over those of one plain jitted forward pass at its best batch. torch: the
-seconds of a draw in a sequential PyTorch loop over ours (needs `.[bench]`). memory: peak of 10,000 draws over 1,000.
+seconds of a draw in a sequential PyTorch loop over ours (needs `.[bench]`). limits: those seconds over the ones that XLA
+needs for the matrix products alone. memory: peak of 10,000 draws over 1,000.
 devices: eight fake CPU devices. gpu: 1,000 draws of ResNet-18 on 10,000 images, where JAX has a GPU. Each measurement runs in
 a process of its own, the two sides in turn. Without --data the images are random, which costs the same time.
 """
@@ -107,6 +108,8 @@ def work(arguments):
     kind, name, path, draws, rounds = arguments[0], arguments[1], arguments[2] or None, *map(int, arguments[3:5])
     if kind == "plain":
         return plain(name, path, rounds)
+    if kind == "products":
+        return products(name)
     if kind == "memory":
         import resource
 
@@ -199,6 +202,36 @@ def torch(path, names):
     show(rows, ("network", "PyTorch, ms a draw", "ours, ms a draw", "ratio", "ratio to PyTorch in channels-last layout"))
 
 
+def products(name):
+    """Seconds of nothing but the matrix products of a draw, at the fastest of several ways to lay them out."""
+    count, inputs, hidden = {"digits": (1797, 64, 128), "mlp": (10_000, 3072, 256)}[name]
+    many = {"digits": 64, "mlp": 4}[name]
+    random = np.random.default_rng(0)
+    x = jax.device_put(random.random((count, inputs), np.float32))
+    first = jax.device_put(random.random((many, inputs, hidden), np.float32))
+    second = jax.device_put(random.random((many, hidden, 10), np.float32))
+
+    @functools.partial(jax.jit, static_argnames="width")
+    def run(x, first, second, *, width):
+        return jax.lax.map(lambda w: (x @ w[0] @ w[1])[0], (first, second), batch_size=width)
+
+    ways = [clock(lambda w=w: run(x, first, second, width=w).block_until_ready(), 5) / many for w in (None, 2, 4)]
+    return {"seconds": min(ways), "flops": 2 * count * hidden * (inputs + 10)}
+
+
+def limits(path, names):
+    """How much faster than PyTorch a dense network could be, if a draw were its matrix products and nothing else."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("digits", "mlp"):
+            pairs = [(torch_loop(name, path, Path(folder), "default"), start("products", name, path, 0, 0)) for _ in range(3)]
+            ratio = statistics.median(t["seconds"] / o["seconds"] for t, o in pairs)
+            own = pairs[-1][1]
+            speed = own["flops"] / own["seconds"] / 1e9
+            rows.append((TITLES[name], f"{own['seconds'] * 1e3:.3g}", f"{speed:.0f}", f"{ratio:.2f}"))
+    show(rows, ("network", "XLA, matrix products alone, ms", "GFLOP/s", "PyTorch's draw over them"))
+
+
 def memory(path, names):
     few, many = (start("memory", "digits", path, draws, 1)["bytes"] for draws in (1_000, 10_000))
     show([(f"{few / 2**20:,.0f}", f"{many / 2**20:,.0f}", f"{many / few:.3f}")], ("MiB at 1,000 draws", "at 10,000", "ratio"))
@@ -242,7 +275,7 @@ def gpu(path, names):
     show(rows, ("precision", "seconds for 1,000 draws", "images/s", "MFU"))
 
 
-PARTS = {"noisy": noisy, "torch": torch, "memory": memory, "devices": devices, "gpu": gpu}
+PARTS = {"noisy": noisy, "torch": torch, "limits": limits, "memory": memory, "devices": devices, "gpu": gpu}
 
 
 def main():
