@@ -151,7 +151,7 @@ def test_the_sequential_question_and_the_plan(victim, tmp_path, capsys):
     assert certified(victim, tmp_path / "ask", "--tau", 1.0, "--draws", 150, "--checkpoint-seconds", 0) == 0
     answers = result(tmp_path / "ask")["values"]["answers"]["this model"]
     assert [(a["verdict"], a["stopped"]) for a in answers] == [("below", 74), ("below", 74)]  # alpha / 2, shift 0.2
-    assert len(scores(tmp_path / "ask")["this_model"]) == 84
+    assert len(scores(tmp_path / "ask")["this_model"]) == 74
 
 
 def test_other_noise_statistics_and_precision(victim, tmp_path):
