@@ -94,14 +94,19 @@ def check(params: Params, key: Key, sigma: float | Params) -> None:
     """BadInput unless noise of this scale can fall on these params with this key; cheap, for before the long work."""
     require(jax.tree.leaves(params), "params hold no arrays to put noise on")
     tree.check_floating(params, "params")
+    check_sigma(params, sigma)
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    threefry = typed and key.shape == () and str(jax.random.key_impl(key)) == "threefry2x32"
+    require(threefry, "the key must be one jax.random.key(seed) of the default kind, threefry2x32")
+
+
+def check_sigma(params: Params, sigma: float | Params) -> None:
+    """BadInput unless sigma is a scale of noise on these params: numbers that are finite, not negative, and not all 0."""
     tree.check_scale(sigma, params)
     numeric = all(np.issubdtype(np.asarray(leaf).dtype, np.number) for leaf in jax.tree.leaves(sigma))
     require(numeric, f"sigma must be a number or a tree of numbers, got {sigma!r}")
     scales = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(sigma)])
     require(np.isfinite(scales).all() and (scales >= 0).all() and scales.any(), f"sigma must be positive, got {sigma}")
-    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    threefry = typed and key.shape == () and str(jax.random.key_impl(key)) == "threefry2x32"
-    require(threefry, "the key must be one jax.random.key(seed) of the default kind, threefry2x32")
 
 
 def calibrate(

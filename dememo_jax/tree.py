@@ -57,10 +57,8 @@ def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -
 
     One draw for the whole tree, cut into its leaves in tree order: many small draws cost more than one large.
     """
-    check_scale(scale, tree)
     leaves, treedef = jax.tree.flatten(tree)
-    scales = jax.tree.leaves(scale)
-    scales = scales * len(leaves) if len(scales) == 1 else scales
+    scales = leaf_scales(scale, tree)
     dtype = jnp.result_type(jnp.float32, *leaves)
     flat = jax.random.normal(key, (size(tree),), dtype)
     parts = jnp.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
@@ -72,6 +70,13 @@ def check_scale(scale: float | Array | Params, tree: Params) -> None:
     """BadInput unless `scale` is one number, or has one for every leaf of `tree`."""
     fits = jax.tree.structure(scale) in (jax.tree.structure(0.0), jax.tree.structure(tree))
     require(fits, "the scale of noise (sigma) must be one number, or a tree of them with the structure of what it falls on")
+
+
+def leaf_scales(scale: float | Array | Params, tree: Params) -> list:
+    """The scale of every leaf in tree order, of one number or of a tree of them; BadInput as `check_scale`."""
+    check_scale(scale, tree)
+    found = jax.tree.leaves(scale)
+    return found * len(jax.tree.leaves(tree)) if len(found) == 1 else found
 
 
 def add(a: Params, b: Params) -> Params:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from dememo_jax import bounds, tree
+from dememo_jax import bounds, montecarlo, tree
 from dememo_jax.certify.draws import number
 from dememo_jax.errors import require
 from dememo_jax.types import Params
@@ -43,12 +43,9 @@ def coverage(
     largest = float(np.max(eta))
     scalar = number(sigma)
     require(only is None or scalar is not None, "give `only` with one number as sigma")
-    tree.check_scale(sigma, params)
-    scales = [np.asarray(s, np.float64) for s in jax.tree.leaves(sigma)]
-    positive = all(np.isfinite(s).all() and (s >= 0).all() for s in scales) and any(s.any() for s in scales)
-    require(positive, f"sigma must be positive, got {sigma}")
-    if scalar is not None:
-        scales = [np.asarray(s) for s in jax.tree.leaves(tree.scales(params, scalar, only=only))]
+    montecarlo.check_sigma(params, sigma)
+    scale = sigma if only is None or scalar is None else tree.scales(params, scalar, only=only)
+    scales = [np.asarray(s, np.float64) for s in tree.leaf_scales(scale, params)]
 
     def one(name: str, other: Params) -> Coverage:
         same = [(n, np.shape(a)) for n, a in zip(tree.names(params), jax.tree.leaves(params))] == [

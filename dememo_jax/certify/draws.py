@@ -125,8 +125,7 @@ def _law(params: Params, key: Key, sigma: float | Params, only: str | None, grou
     scale = sigma if only is None or scalar is None else tree.scales(params, scalar, only=only)
     montecarlo.check(params, key, scale)
     leaves = jax.tree.leaves(params)
-    scales = [np.asarray(s, np.float64) for s in jax.tree.leaves(scale)]
-    scales = scales * len(leaves) if len(scales) == 1 else scales
+    scales = [np.asarray(s, np.float64) for s in tree.leaf_scales(scale, params)]
     variance = sum(float(np.mean(np.square(s))) * leaf.size for s, leaf in zip(scales, leaves))
     typical = [float(np.sqrt(np.mean(np.square(s)))) for s in scales]
     return scale, Draws(

@@ -98,8 +98,8 @@ def _draw(config: Certify, source: certify.Cloud, name: str) -> certify.Draws:
     restored = runs.newest(directory, None)
     prior = None if restored is None else _draws(restored)
     begun = (config.first or 0) if prior is None else prior.start + len(prior.scores)
-    if begun >= config.draws:
-        return source.blank if prior is None else prior
+    if prior is not None and begun >= config.draws:
+        return prior
     over = mesh.mesh() if jax.device_count() > 1 else None
     width, seconds = (
         _speed(config, source, over, name) if restored is None else (restored.meta["width"], restored.meta["seconds"])
