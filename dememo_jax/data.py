@@ -4,7 +4,8 @@ Masks `[N]` say which examples take part. They are arrays, so one compiled progr
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +33,18 @@ def select(data: Dataset, mask) -> Dataset:
     return take(data, jnp.asarray(np.flatnonzero(np.asarray(mask))))
 
 
-def perturb(data: Dataset, perturbation: Perturbation | None) -> Dataset:
+def perturb(data: Dataset, perturbation: Perturbation | None, join: Callable[[Array, Array], Array] = operator.add) -> Dataset:
     """Join data with the noise of its examples: clip(x + delta[row], 0, 1) where the mask says so.
 
-    The sign of the noise is kept. (The published code drops all negative noise when it writes the images.)
+    The sign of the noise is kept. (The published code drops all negative noise when it writes the images.) `join` is
+    for tables that are not added, such as those of a learnability lock.
     """
     if perturbation is None:
         return data
     check_covers(perturbation, data)
-    delta = perturbation.delta[perturbation.row[data.index]]
+    delta = perturbation.delta[perturbation.row[data.index]].astype(data.x.dtype)
     mask = perturbation.mask[data.index].reshape(-1, *[1] * (data.x.ndim - 1))
-    return data._replace(x=jnp.where(mask, jnp.clip(data.x + delta, 0.0, 1.0), data.x))
+    return data._replace(x=jnp.where(mask, jnp.clip(join(data.x, delta), 0.0, 1.0), data.x))
 
 
 # --- batches -----------------------------------------------------------------------------------------------------
@@ -111,8 +113,11 @@ def check_whole(data: Dataset, classes: int) -> None:
 
     Indexing clamps in silence, so noise would land on others. Under jit values are not known and nothing is checked.
     """
+    require(data.y is not None, "labels are missing: this needs the class of every example, [N] integers in data.y")
     if isinstance(data.y, jax.core.Tracer):
         return
+    least = int(np.asarray(data.y).min())
+    require(least >= 0, f"a label is {least}: labels are missing, or not numbered from 0; expected 0..{classes - 1}")
     largest, index = int(np.asarray(data.y).max()), np.asarray(data.index)
     require(largest < classes, f"labels run to {largest}, beyond the {classes} classes: pass classes={largest + 1}")
     whole = np.array_equal(index, np.arange(len(index)))
@@ -126,6 +131,20 @@ def check_covers(perturbation: Perturbation | None, data: Dataset) -> None:
     if perturbation is not None and not isinstance(data.index, jax.core.Tracer):
         largest, count = int(np.asarray(data.index).max(initial=-1)), len(perturbation.mask)
         require(largest < count, f"example {largest} has no noise: the perturbation is for a set of {count}")
+
+
+def check_mask(mask, count: int) -> Array:
+    """`mask` as bool [count], all of it for None; BadInput when it is empty, not boolean or of another length.
+
+    Under jit its values are not known, and an empty one passes.
+    """
+    if mask is None:
+        return jnp.ones(count, bool)
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    require(mask.shape == (count,), f"a mask must have one entry an example, [{count}]; got {mask.shape}")
+    require(mask.dtype == bool, f"a mask must be boolean, got {mask.dtype}")
+    require(isinstance(mask, jax.core.Tracer) or np.asarray(mask).any(), "the mask is empty: it protects no example")
+    return jnp.asarray(mask)
 
 
 def check_forget(mask, count: int) -> np.ndarray:

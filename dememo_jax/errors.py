@@ -8,7 +8,11 @@ class BadInput(ValueError):
 
 
 class NonFinite(FloatingPointError):
-    """A reported quantity became infinite or NaN; the message names it and the step."""
+    """A reported quantity became infinite or NaN; the message names it and the step, `kept` is what stood before."""
+
+    def __init__(self, message: str, kept: Any = None):
+        super().__init__(message)
+        self.kept = kept
 
 
 def require(condition: Any, message: str) -> None:

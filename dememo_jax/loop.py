@@ -77,7 +77,8 @@ def run(
     """The same steps in compiled chunks of `every`; after each, `after(steps_done, state, info)` may return True to stop.
 
     Chunks lie on a fixed grid, so a run resumed from any chunk's state goes through the same programs to the same
-    bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN.
+    bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN; it keeps the state
+    before that chunk.
     """
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
     _check(data, batch, mask, perturbation)
@@ -85,17 +86,19 @@ def run(
     how = {"batch": batch, "mask": mask, "perturbation": perturbation, "draw": draw}
     for begin in range(start, steps, every):
         count = min(every, steps - begin)
+        before = state
         state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), **how)
         host = {name: np.asarray(values) for name, values in info.items()}
-        _refuse_non_finite(host, begin)
+        _refuse_non_finite(host, begin, before)
         if after(begin + count, state, host):
             break
     return state
 
 
-def _refuse_non_finite(info: dict[str, np.ndarray], begin: int) -> None:
+def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any) -> None:
     for name, values in info.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             at = int(np.argmax(bad))
-            raise NonFinite(f"{name} became {values[at]} at step {begin + at}; lower the learning rate or clip gradients")
+            sentence = f"{name} became {values[at]} at step {begin + at}; lower the learning rate or clip gradients"
+            raise NonFinite(sentence, kept=before)

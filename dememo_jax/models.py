@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import nnx
 from jax.tree_util import Partial
 
@@ -25,8 +26,7 @@ def from_linen(module: Any, *, training: Mapping | None = None, evaluation: Mapp
     boolean argument `train` is looked for and set. Training mode gets a `dropout` key.
     """
     if training is None and evaluation is None:
-        switch = "train" in inspect.signature(type(module).__call__).parameters
-        training, evaluation = ({"train": True}, {"train": False}) if switch else ({}, {})
+        training, evaluation = _modes(module)
     training, evaluation = dict(training or {}), dict(evaluation or {})
 
     def init(key: Key, x: Array) -> Weights:
@@ -43,6 +43,34 @@ def from_linen(module: Any, *, training: Mapping | None = None, evaluation: Mapp
         return logits, weights._replace(stats=stats)
 
     return Model(init, apply, fit)
+
+
+def _modes(module: Any) -> tuple[dict, dict]:
+    switch = "train" in inspect.signature(type(module).__call__).parameters
+    return ({"train": True}, {"train": False}) if switch else ({}, {})
+
+
+def penultimate(module: Any, *, evaluation: Mapping | None = None) -> Callable[[Weights, Array], Array]:
+    """`features(weights, x [B, ...]) -> [B, F]`: what the last `nn.Dense` of a Linen module is given, in evaluation mode.
+
+    BadInput, when called, for a module without one; networks of other kinds bring a function of their own.
+    """
+    how = dict(_modes(module)[1] if evaluation is None else evaluation)
+
+    def features(weights: Weights, x: Array) -> Array:
+        given: list[Array] = []
+
+        def listen(call, arguments, keywords, context):
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                given.append(arguments[0])
+            return call(*arguments, **keywords)
+
+        with nn.intercept_methods(listen):
+            module.apply({"params": weights.params, **weights.stats}, x, **how)
+        require(given, f"{type(module).__name__} has no nn.Dense whose input could be its features; write features(weights, x)")
+        return given[-1].reshape(len(x), -1)
+
+    return features
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -1,5 +1,6 @@
 """Projected gradient search, on inputs and inside balls of weights: one core for perturbations and recovery."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,31 +8,92 @@ import jax
 import jax.numpy as jnp
 
 from dememo_jax import keys, tree
+from dememo_jax.errors import require
 from dememo_jax.types import Array, Dataset, Key, Method, Params
 
 
 def search(
     key: Key,
     point: Array,
-    gradient: Callable[[Key, Array], Array],
+    gradient: Callable[[Key, Array, Array], Array],
     *,
     stride: float | Array,
     steps: int,
     project: Callable[[Array], Array],
     direction: Callable[[Array], Array] = jnp.sign,
 ) -> Array:
-    """`steps` times `point = project(point - stride * direction(gradient(key_t, point)))`; descends, so negate to climb."""
+    """`steps` times `point = project(point - stride * direction(gradient(key_t, t, point)))`; to climb, negate the gradient."""
 
     def body(current, t):
-        move = stride * direction(gradient(keys.at(key, t), current))
+        move = stride * direction(gradient(keys.at(key, t), t, current))
         return project(current - move), None
 
     return jax.lax.scan(body, point, jnp.arange(steps))[0]
 
 
-def linf(radius: float | Array) -> Callable[[Array], Array]:
-    """Projection of noise onto the l-infinity ball."""
-    return lambda delta: jnp.clip(delta, -radius, radius)
+class Ball(NamedTuple):
+    """What noise may be, example by example (axis 0): the ball of a norm."""
+
+    project: Callable[[Array], Array]  # onto the ball
+    direction: Callable[[Array], Array]  # of a gradient: the steepest ascent in that norm, of unit size
+    draw: Callable[[Key, tuple[int, ...]], Array]  # a random start inside
+    norm: str
+    size: float  # radius in pixels of [0, 1]; for l0 the number of pixels
+
+
+def linf(radius: float) -> Ball:
+    """|noise| <= radius everywhere; steps go by the sign; starts are uniform."""
+    require(0 < radius <= 1, f"the l-inf budget must lie in (0, 1], pixels being in [0, 1]; got {radius}")
+    return Ball(
+        project=lambda noise: jnp.clip(noise, -radius, radius),
+        direction=jnp.sign,
+        draw=lambda key, shape: jax.random.uniform(key, shape, minval=-radius, maxval=radius),
+        norm="linf",
+        size=radius,
+    )
+
+
+def l2(radius: float) -> Ball:
+    """l2 norm <= radius; steps go along the normalised gradient; starts are uniform in the ball."""
+    require(0 < radius < float("inf"), f"the l2 budget must be positive and finite, got {radius}")
+
+    def draw(key, shape):
+        to_way, to_length = jax.random.split(key)
+        way = jax.random.normal(to_way, shape)
+        length = jax.random.uniform(to_length, (shape[0], *[1] * (len(shape) - 1))) ** (1 / math.prod(shape[1:]))
+        return radius * length * way / _norm(way)
+
+    return Ball(
+        project=lambda noise: noise * jnp.minimum(1.0, radius / jnp.maximum(_norm(noise), 1e-12)),
+        direction=lambda gradient: gradient / jnp.maximum(_norm(gradient), 1e-12),
+        draw=draw,
+        norm="l2",
+        size=radius,
+    )
+
+
+def l0(pixels: int) -> Ball:
+    """At most `pixels` pixels [H, W] of an image differ, those that differ most; steps are scaled to a largest entry of one.
+
+    Between equals the first pixels in raster order stay.
+    """
+    require(pixels >= 1, f"at least one pixel must be allowed to change, got {pixels}")
+
+    def project(noise):
+        size = jnp.square(noise).sum(axis=-1).reshape(len(noise), -1)
+        require(pixels <= size.shape[1], f"{pixels} pixels may change, but an image has {size.shape[1]}")
+        kept = jax.lax.top_k(size, pixels)[1]
+        chosen = jax.vmap(lambda places: jnp.zeros(size.shape[1], bool).at[places].set(True))(kept)
+        return jnp.where(chosen.reshape(*noise.shape[:-1], 1), noise, 0.0)
+
+    def direction(gradient):
+        return gradient / jnp.maximum(jnp.abs(gradient).max(axis=tuple(range(1, gradient.ndim)), keepdims=True), 1e-12)
+
+    return Ball(project, direction, lambda key, shape: project(jax.random.uniform(key, shape, minval=-1)), "l0", float(pixels))
+
+
+def _norm(noise: Array) -> Array:
+    return jnp.sqrt(jnp.square(noise).sum(axis=tuple(range(1, noise.ndim)), keepdims=True))
 
 
 class WithinState(NamedTuple):

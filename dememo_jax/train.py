@@ -1,16 +1,21 @@
-"""Training as a method."""
+"""Training as a method: descent, on augmented, mixed, worst-case or adversarial images, or under weight noise."""
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dememo_jax import losses
-from dememo_jax.augment import Augment
+from dememo_jax import keys, losses, projected, tree
+from dememo_jax.augment import Augment, Mix
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
+
+View = Callable[[Key, Weights, Dataset], Array]  # the images of a batch as the network with those weights meets them
+# An optax transform, or how to make one when the number of steps is known, for rates that fall over a run.
+Optimiser: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
 
 
 class TrainState(NamedTuple):
@@ -31,6 +36,14 @@ def update(tx: optax.GradientTransformation, grads: Any, opt: Any, weights: Weig
     return weights._replace(params=optax.apply_updates(weights.params, updates)), opt
 
 
+# --- optimisers --------------------------------------------------------------------------------------------------
+
+
+def optimiser(tx: Optimiser, steps: int) -> optax.GradientTransformation:
+    """The transform for a run of so many steps."""
+    return tx(steps) if callable(tx) else tx
+
+
 @functools.lru_cache(maxsize=256)
 def clipped_sgd(
     lr: float, momentum: float, weight_decay: float, cosine_steps: int | None = None
@@ -40,8 +53,48 @@ def clipped_sgd(
     At a constant rate, or falling to zero by a cosine. The same arguments give the same object, so that methods made
     of it share compiled programs.
     """
-    rate = lr if cosine_steps is None else optax.cosine_decay_schedule(lr, cosine_steps)
+    rate = lr if cosine_steps is None else optax.cosine_decay_schedule(lr, max(1, cosine_steps))
     return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
+
+
+@functools.lru_cache(maxsize=256)
+def dropping_sgd(
+    lr: float, momentum: float, weight_decay: float, drops: tuple[float, ...], nesterov: bool, steps: int
+) -> optax.GradientTransformation:
+    """SGD whose rate falls tenfold at the given shares of the run."""
+    rate = optax.piecewise_constant_schedule(lr, {max(1, round(share * steps)): 0.1 for share in drops})
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=nesterov))
+
+
+# --- what a network meets ----------------------------------------------------------------------------------------
+
+
+def adversary(model: Model, ball: projected.Ball, *, stride: float, steps: int, loss: Loss = losses.cross_entropy) -> View:
+    """Projected gradient ascent on the loss, in evaluation mode, from a random start in the ball: Madry et al. 2018.
+
+    What it adds is a constant to whoever differentiates through the images. No steps leave the random start.
+    """
+
+    def view(key: Key, weights: Weights, batch: Dataset) -> Array:
+        x = jax.lax.stop_gradient(batch.x)
+
+        def gradient(_, t, noise):
+            return jax.grad(lambda images: -loss(model.apply(weights, images), batch.y).sum())(x + noise)
+
+        def project(noise):
+            return jnp.clip(x + ball.project(noise), 0.0, 1.0) - x
+
+        to_start, to_search = jax.random.split(key)
+        start = project(ball.draw(to_start, x.shape))
+        found = projected.search(
+            to_search, start, gradient, stride=stride, steps=steps, project=project, direction=ball.direction
+        )
+        return batch.x + jax.lax.stop_gradient(found)
+
+    return view
+
+
+# --- methods -----------------------------------------------------------------------------------------------------
 
 
 def sgd(
@@ -50,28 +103,110 @@ def sgd(
     *,
     loss: Loss = losses.cross_entropy,
     augment: Augment | None = None,
+    adversary: View | None = None,
+    mix: Mix | None = None,
+    copies: int = 1,
     mode: str = "fit",
 ) -> Method:
     """Minibatch descent with any optax transform. `init(key, x)` for fresh weights, `start(tx, weights)` for given ones.
 
-    Info: mean `loss` and `accuracy` of the batch, before the step.
+    The images are augmented, then attacked by the `adversary` (adversarial training), then mixed (mixup, cutmix: the
+    loss is weighted between the labels of both). With `copies` above one, each example counts with the largest loss of
+    so many draws of all that (UEraser-max, Qin et al. 2023).
+
+    Info: mean `loss` of the batch and its `accuracy` on the examples' own labels, before the step.
     """
+    require(copies >= 1, f"copies must be at least 1, got {copies}")
 
     def init(key: Key, x: Array) -> TrainState:
         return start(tx, model.init(key, x))
 
     def step(key: Key, state: TrainState, batch: Dataset) -> tuple[TrainState, dict[str, Array]]:
-        to_augment, to_fit = jax.random.split(key)
-        x = batch.x if augment is None else augment(to_augment, batch.x)
+        to_meet, to_fit = jax.random.split(key)
+
+        def once(weights, to_meet, to_fit):
+            x, measured = _meet(augment, adversary, mix, loss, to_meet, jax.lax.stop_gradient(weights), batch)
+            logits, weights = forward(model, mode, weights, x, to_fit)
+            return weights, measured(logits), losses.correct(logits, batch.y)
 
         def objective(params):
-            logits, weights = forward(model, mode, state.weights._replace(params=params), x, to_fit)
-            return loss(logits, batch.y).mean(), (logits, weights)
+            weights = state.weights._replace(params=params)
+            if copies == 1:
+                weights, each, right = once(weights, to_meet, to_fit)
+            else:
 
-        (value, (logits, weights)), grads = jax.value_and_grad(objective, has_aux=True)(state.weights.params)
+                def copy(weights, c):
+                    weights, each, right = once(weights, keys.at(to_meet, c), keys.at(to_fit, c))
+                    return weights, (each, right)
+
+                weights, (each, right) = jax.lax.scan(copy, weights, jnp.arange(copies))
+                each = each.max(axis=0)
+            return each.mean(), (right.mean(), weights)
+
+        (value, (accuracy, weights)), grads = jax.value_and_grad(objective, has_aux=True)(state.weights.params)
         weights, opt = update(tx, grads, state.opt, weights._replace(params=state.weights.params))
-        info = {"loss": value, "accuracy": losses.correct(logits, batch.y).mean()}
-        return TrainState(weights, opt, state.step + 1), info
+        return TrainState(weights, opt, state.step + 1), {"loss": value, "accuracy": accuracy}
+
+    return Method(init, step)
+
+
+def _meet(augment, adversary, mix, loss, key, weights, batch) -> tuple[Array, Callable[[Array], Array]]:
+    """The images as the learner meets them, and how the loss of their logits is made."""
+    x = batch.x if augment is None else augment(key, batch.x)
+    if adversary is not None:
+        x = adversary(keys.named(key, "adversary"), weights, batch._replace(x=x))
+    if mix is None:
+        return x, lambda logits: loss(logits, batch.y)
+    x, partner, own = mix(keys.named(key, "mix"), x)
+    return x, lambda logits: own * loss(logits, batch.y) + (1 - own) * loss(logits, batch.y[partner])
+
+
+def weight_noise(
+    model: Model,
+    tx: optax.GradientTransformation,
+    *,
+    sigmas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25),
+    draws: int = 100,
+    loss: Loss = losses.cross_entropy,
+) -> Method:
+    """Training under Gaussian weight noise of a rising scale: the surrogate of PUE, Wang et al. 2025.
+
+    A step takes one optimiser step for each of the `sigmas`, in order, with the mean gradient of `draws` noisy networks
+    divided by the number of levels, as published. Noise touches the params only; the batch statistics are those of the
+    noisy networks, so that they end near the ones of the largest sigma. The published code clips the gradient while it
+    accumulates; here `tx` sees the mean. State and info as those of `sgd`.
+    """
+    require(draws >= 1 and sigmas, "weight noise needs at least one level and one draw of each")
+    require(all(sigma >= 0 for sigma in sigmas), f"sigmas must not be negative, got {sigmas}")
+
+    def init(key: Key, x: Array) -> TrainState:
+        return start(tx, model.init(key, x))
+
+    def step(key: Key, state: TrainState, batch: Dataset) -> tuple[TrainState, dict[str, Array]]:
+        def level(current, job):
+            number, sigma = job
+
+            def draw(carry, s):
+                total, stats = carry
+                to_noise, to_fit = jax.random.split(keys.at(keys.at(key, number), s))
+                noisy = tree.add(current.weights.params, tree.gaussian_like(to_noise, current.weights.params, sigma))
+
+                def objective(params):
+                    logits, weights = model.fit(Weights(params, stats), batch.x, to_fit)
+                    return loss(logits, batch.y).mean(), (weights.stats, losses.correct(logits, batch.y).mean())
+
+                (value, (stats, right)), grads = jax.value_and_grad(objective, has_aux=True)(noisy)
+                return (tree.add(total, grads), stats), (value, right)
+
+            begin = (jax.tree.map(jnp.zeros_like, current.weights.params), current.weights.stats)
+            (total, stats), (values, right) = jax.lax.scan(draw, begin, jnp.arange(draws))
+            grads = jax.tree.map(lambda g: g / (draws * len(sigmas)), total)
+            weights, opt = update(tx, grads, current.opt, current.weights._replace(stats=stats))
+            return TrainState(weights, opt, current.step), (values.mean(), right.mean())
+
+        levels = (jnp.arange(len(sigmas)), jnp.asarray(sigmas, jnp.float32))
+        state, (values, right) = jax.lax.scan(level, state, levels)
+        return state._replace(step=state.step + 1), {"loss": values.mean(), "accuracy": right.mean()}
 
     return Method(init, step)
 

@@ -9,6 +9,7 @@ import pytest
 
 from dememo_jax import data as sets
 from dememo_jax import projected, tree
+from dememo_jax.errors import BadInput
 from dememo_jax.types import Array, Method, Weights
 
 KEY = jax.random.key(2)
@@ -24,26 +25,62 @@ def noise(key, point):
 def test_search_is_the_loop(signed):
     how = {} if signed else {"direction": lambda gradient: gradient}
 
-    def gradient(key, point):
-        return point - TARGET + 0.3 * noise(key, point)
+    def gradient(key, t, point):
+        return (1 + 0.1 * t) * point - TARGET + 0.3 * noise(key, point)
 
     def find(point):
-        return projected.search(KEY, point, gradient, stride=0.17, steps=6, project=projected.linf(0.8), **how)
+        return projected.search(KEY, point, gradient, stride=0.17, steps=6, project=projected.linf(0.8).project, **how)
 
     point = POINT.astype(np.float64)
     for t in range(6):
-        slope = point - TARGET + 0.3 * np.asarray(noise(jax.random.fold_in(KEY, t), POINT))
+        slope = (1 + 0.1 * t) * point - TARGET + 0.3 * np.asarray(noise(jax.random.fold_in(KEY, t), POINT))
         point = np.clip(point - 0.17 * (np.sign(slope) if signed else slope), -0.8, 0.8)
     np.testing.assert_allclose(jax.jit(find)(POINT), point, atol=1e-5)
 
 
 def test_search_of_no_steps_stays():
-    found = projected.search(KEY, POINT, lambda key, x: x, stride=1.0, steps=0, project=projected.linf(0.1))
+    found = projected.search(KEY, POINT, lambda key, t, x: x, stride=1.0, steps=0, project=projected.linf(0.1).project)
     np.testing.assert_array_equal(found, POINT)
 
 
 def test_linf_clips_both_ends():
-    np.testing.assert_array_equal(projected.linf(0.5)(np.float32([-2, -0.5, 0.1, 3])), np.float32([-0.5, -0.5, 0.1, 0.5]))
+    np.testing.assert_array_equal(
+        projected.linf(0.5).project(np.float32([-2, -0.5, 0.1, 3])), np.float32([-0.5, -0.5, 0.1, 0.5])
+    )
+
+
+def test_l2_against_numpy():
+    ball, wide = projected.l2(0.7), np.random.default_rng(1).normal(size=(50, 2, 3, 1)).astype(np.float32)
+    length = np.sqrt((wide.astype(np.float64) ** 2).sum(axis=(1, 2, 3), keepdims=True))
+    np.testing.assert_allclose(ball.project(wide), wide * np.minimum(1, 0.7 / length), rtol=1e-5)
+    inside = (0.1 * wide / length).astype(np.float32)
+    np.testing.assert_array_equal(ball.project(inside), inside)
+    np.testing.assert_allclose(ball.direction(wide), wide / length, rtol=1e-5)
+    np.testing.assert_array_equal(ball.direction(0 * wide), 0 * wide)
+    drawn = np.asarray(ball.draw(KEY, (4000, 2, 1, 1))).reshape(-1, 2)
+    share = (np.linalg.norm(drawn, axis=1) / 0.7) ** 2  # uniform in a disc: the squared length is uniform
+    assert share.max() <= 1 + 1e-5
+    np.testing.assert_allclose(np.quantile(share, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.04)
+    assert abs(drawn.mean(axis=0)).max() < 0.03
+
+
+def test_l0_keeps_the_largest_pixels():
+    noise = np.random.default_rng(2).normal(size=(9, 3, 4, 2)).astype(np.float32)
+    kept = np.asarray(projected.l0(2).project(noise))
+    for before, after in zip(noise, kept):
+        size = (before**2).sum(axis=-1)
+        largest = size >= np.sort(size.ravel())[-2]
+        np.testing.assert_array_equal(after, np.where(largest[..., None], before, 0))
+    with pytest.raises(BadInput, match="12"):
+        projected.l0(13).project(noise)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda: projected.linf(0.0), lambda: projected.linf(1.1), lambda: projected.l2(-1), lambda: projected.l0(0)]
+)
+def test_impossible_balls_are_refused(wrong):
+    with pytest.raises(BadInput):
+        wrong()
 
 
 class Walk(NamedTuple):

@@ -15,7 +15,7 @@ from dememo_jax.cli import certificates, console, lineage, runs
 from dememo_jax.cli.certificates import CONTROL, THIS
 from dememo_jax.cli.checks import companion, target_of
 from dememo_jax.cli.configs import Certify, Join
-from dememo_jax.cli.stages import positive
+from dememo_jax.cli.runs import positive
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
 

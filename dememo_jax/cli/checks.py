@@ -12,7 +12,7 @@ from dememo_jax import audit, evaluate, keys, train
 from dememo_jax import data as sets
 from dememo_jax.cli import lineage, runs
 from dememo_jax.cli.configs import Audit
-from dememo_jax.cli.stages import positive
+from dememo_jax.cli.runs import positive
 from dememo_jax.errors import require
 from dememo_jax.report import Cell, Plot, Section, Table
 from dememo_jax.types import Weights

@@ -6,9 +6,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-Perturb = Literal["ue-s", "ue-c", "ops"]
+Perturb = Literal[
+    "ue-s", "ue-c", "em", "gray", "aue", "rem", "sem", "lock", "tap", "tap-untargeted", "hypo", "sep", "entf-push", "entf-pull",
+    "clog", "pil", "tue", "tue-paper", "mi", "pue", "ntga", "ops", "lsp", "ar", "cuda", "random", "random-class",
+]  # fmt: skip
+Counter = Literal[
+    "rotation", "cutout", "mixup", "cutmix", "jitter", "gaussian", "gray", "bdr", "jpeg", "ueraser-lite", "ueraser-max", "at",
+    "at-l2", "orthogonal",
+]  # fmt: skip
+Augmentation = Literal["none", "crop-flip", "crop-flip-rotation"]
 Forget = Literal["retrain", "finetune", "gradient-ascent"]
-Net = Literal["mlp", "cnn", "resnet18"]
+Net = Literal["mlp", "cnn", "cnn3", "resnet18"]
 From = Annotated[Path, arg(name="from", metavar="DIR")]
 MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
 Folder = Annotated[Path, arg(metavar="DIR")]
@@ -19,9 +27,11 @@ class Protect:
     """Make data unlearnable: perturb the training images before they are released."""
 
     run: Folder
-    """Run folder: configuration, checkpoints, result. Started again, the same command goes on where it stopped."""
+    """Run folder: configuration, checkpoints, release, result. Started again, the same command goes on where it stopped."""
     method: Perturb = "ue-s"
-    """ue-s, ue-c: error-minimizing noise, sample-wise or class-wise. ops: one-pixel shortcut."""
+    """Error-minimizing: ue-s, ue-c, em, gray, aue, rem, sem, lock. Against a clean surrogate: tap, tap-untargeted, hypo, sep,
+    entf-push, entf-pull, clog, pil. Features: tue, tue-paper, mi. Certified surrogate: pue. Kernel: ntga. Without gradients:
+    ops, lsp, ar, cuda. Controls: random, random-class."""
     data: str = "digits"
     """digits, a TFDS name such as cifar10, or a path to an .npz with x_train, y_train, x_test, y_test."""
     data_dir: Path | None = None
@@ -31,16 +41,39 @@ class Protect:
     share: float = 1.0
     """Share of those classes' examples to protect."""
     radius: float | None = None
-    """l-infinity budget of ue-s and ue-c in pixels of [0, 1]. Default 8/255; on the 8 x 8 digits 0.2."""
+    """Budget in the method's norm, pixels being in [0, 1]. Default as published (8/255 in l-inf for most); on the 8 x 8
+    digits 6.4 times as much."""
     pixels: int = 2
     """How many pixels of an image ops overwrites."""
-    passes: int = 15
-    """Most passes of ue-s and ue-c over the data; they stop earlier at a training error of 1 %."""
+    passes: int | None = None
+    """Most passes over the data of ue, gray, aue, lock, pue, tue, mi and ntga; those that watch the training error stop
+    earlier. Default as published; on digits 15 at most."""
+    epochs: int | None = None
+    """Epochs of the surrogate of tap, hypo, sep, entf, clog and pil on clean data, or of the learner of em, rem and sem."""
+    inner_steps: int | None = None
+    """Gradient steps of an image in one pass; default as published."""
+    restarts: int | None = None
+    """How often tap starts anew; published: 8."""
+    draws: int | None = None
+    """Weight-noise networks of pue for one step of the surrogate; published: 100 at each of six scales."""
+    sharpness: float = 0.0
+    """Take gradients at worst-case weights, this far away in l2 (SAPA)."""
     model: Net = "cnn"
-    """Surrogate network of ue-s and ue-c."""
-    batch: int = 64
+    """Surrogate network."""
+    batch: int | None = None
+    """Default as published (512 or 128); on digits 64."""
     learner_steps: int | None = None
-    """Batches the surrogate learns between passes. Default a tenth of the data, as published for CIFAR-10."""
+    """Batches the surrogate of ue, gray, lock and pue learns between passes. Default a tenth of the data, as published."""
+    images: bool = False
+    """Release a folder of PNG files as well, images/LABEL/INDEX.png."""
+    evaluate: bool = False
+    """Train victims on clean and on released data, under the countermeasures, and on the controls."""
+    countermeasures: tuple[Counter, ...] = ("cutout", "mixup", "gray", "jpeg", "ueraser-lite", "at")
+    """What the victims of --evaluate try."""
+    victim_epochs: int = 20
+    """Epochs of the victims of --evaluate."""
+    victim_augment: Augmentation = "none"
+    """Augmentation of the victims of --evaluate."""
     seed: int = 0
     checkpoint_seconds: float = 20.0
     """Least time between checkpoints."""
@@ -67,7 +100,11 @@ class Train:
     """Peak learning rate of SGD, falling to zero by a cosine."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: Literal["none", "crop-flip"] = "none"
+    augment: Augmentation = "none"
+    countermeasure: tuple[Counter, ...] = ()
+    """What the victim does against protection; several are composed. They follow the augmentation."""
+    random_labels: bool = False
+    """A control: deal the labels out at random."""
     seed: int = 0
     checkpoint_seconds: float = 20.0
 

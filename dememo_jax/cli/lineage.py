@@ -17,7 +17,9 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.cli import runs
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Apply, Dataset, Method, Model, Params, Perturbation, Weights
+from dememo_jax.protect import Countermeasure
+from dememo_jax.protect import victim as victims
+from dememo_jax.types import Apply, Array, Dataset, Method, Model, Params, Perturbation, Weights
 
 NOISE, WEIGHTS, FORGET = "perturbation.npz", "weights", "forget.npy"
 
@@ -65,21 +67,42 @@ class Trained(Source):
 # --- networks and methods: cached, so that runs of one shape in one process share compiled programs -----------
 
 
+MAKERS: dict[str, Callable[[int], Any]] = {
+    "mlp": nets.mlp,
+    "cnn": nets.cnn,
+    "cnn3": functools.partial(nets.cnn, widths=(32, 64, 128)),
+    "resnet18": nets.resnet18,
+}
+
+
 @functools.lru_cache
-def model(name: str, classes: int) -> Model:
-    makers: dict[str, Callable[[int], Any]] = {"mlp": nets.mlp, "cnn": nets.cnn, "resnet18": nets.resnet18}
-    return models.from_linen(makers[name](classes))
+def model(name: str, outputs: int) -> Model:
+    return models.from_linen(MAKERS[name](outputs))
+
+
+@functools.lru_cache
+def features(name: str, outputs: int) -> Callable[[Weights, Array], Array]:
+    """What the last layer of that network is given."""
+    return models.penultimate(MAKERS[name](outputs))
 
 
 @functools.lru_cache
 def augmentation(name: str) -> Augment | None:
-    return augment.compose(augment.crop(4), augment.flip()) if name == "crop-flip" else None
+    parts = {"none": (), "crop-flip": (augment.crop(4), augment.flip())}
+    parts["crop-flip-rotation"] = (*parts["crop-flip"], augment.rotation(15))
+    return augment.compose(*parts[name]) if parts[name] else None
 
 
 @functools.lru_cache
 def method(recipe: Callable[..., Method], net: Model, transform: optax.GradientTransformation, **how: Any) -> Method:
     """`recipe(net, transform, **how)`, the same object for the same arguments."""
     return recipe(net, transform, **how)
+
+
+@functools.lru_cache
+def victim(net: Model, transform: optax.GradientTransformation, augment: str, against: Countermeasure) -> Method:
+    """Training with an augmentation and a countermeasure, the same object for the same arguments."""
+    return victims.learner(net, transform, 0, augment=augmentation(augment), against=against)
 
 
 # --- lineage -----------------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dememo_jax import certify, report
-from dememo_jax.cli import certificates, certifying, checks, console, runs, stages
+from dememo_jax.cli import certificates, certifying, checks, console, protecting, runs, unlearning, victims
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
 from dememo_jax.report import Plot, Section, Table
 
 PROTECTED, OBSERVED = (0, 1, 2, 3), (8, 9)
 SHORT: dict[Forget, str] = {"retrain": "retrain", "finetune": "finetune", "gradient-ascent": "ascent"}
-WORK: dict[Any, Any] = {**stages.STAGES, **checks.STAGES, **certifying.STAGES}
+WORK: dict[Any, Any] = {**protecting.STAGES, **victims.STAGES, **unlearning.STAGES, **checks.STAGES, **certifying.STAGES}
 INTRODUCTION = (
     "1,797 real 8 x 8 images of digits go through the life of dememorization: perturbed so that networks learn little from "
     "them, learned, unlearned, audited, and certified. Every number below was measured in this run."
@@ -75,8 +75,8 @@ def _check(config: Quickstart) -> None:
     hidden, open_ = config.forget
     require(hidden in PROTECTED, f"the first class of --forget must be a protected one, {PROTECTED}; got {hidden}")
     require(open_ in range(4, 8), f"the second class of --forget must be a clean one, 4 to 7; got {open_}")
-    stages.positive(radius=config.radius, passes=config.passes, epochs=config.epochs, recovery_epochs=config.recovery_epochs)
-    stages.positive(pixels=config.pixels, radii=min(config.radii))
+    runs.positive(radius=config.radius, passes=config.passes, epochs=config.epochs, recovery_epochs=config.recovery_epochs)
+    runs.positive(pixels=config.pixels, radii=min(config.radii))
     certify.plan(
         sigma=config.sigma, eta=config.eta, q=Certify.q, alpha=Certify.alpha, draws=config.draws, groups=2, refuse=True
     )
@@ -105,7 +105,7 @@ def overview(config: Quickstart, values: dict[str, dict]) -> Section:
             *((short, *value["after"].values()) for short, value in done.items()),
         )
         kind = "protected" if c in PROTECTED else "clean"
-        note = stages.NOTE if c == config.forget[0] else ""
+        note = unlearning.NOTE if c == config.forget[0] else ""
         tables.append(Table(f"Forgetting class {c} ({kind})", ("model", *names), rows, note))
     tables.append(_audits(config, values))
     tables.append(_depths(config, values))

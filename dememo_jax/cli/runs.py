@@ -28,6 +28,13 @@ FREE = ("run", "checkpoint_seconds", "strategy", "width", "plan")
 MARGIN = 50 * 2**20  # bytes that must be free before a run starts
 
 
+def positive(**values: float | None) -> None:
+    """BadInput naming the first value that is not a positive finite number."""
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        require(value is None or (np.isfinite(value) and value > 0), f"{flag} must be positive, got {value}")
+
+
 def describe(config: Any, **digests: str) -> dict:
     """What a run folder remembers of its configuration; paths are kept relative to the folder."""
     folder = config.run.resolve()

@@ -1,0 +1,125 @@
+"""`dememo protect`: make the noise, release it, and on request measure what victims learn from the release."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax import data as sets
+from dememo_jax import keys, protect, release, report
+from dememo_jax.cli import lineage, recipes, runs, victims
+from dememo_jax.cli.configs import Protect
+from dememo_jax.errors import NonFinite, require
+from dememo_jax.report import Section, Table
+from dememo_jax.types import Dataset, Method, Perturbation
+
+PARTIAL = "perturbation-partial.npz"
+
+
+def protect_data(config: Protect) -> dict:
+    """`dememo protect`."""
+    started = time.monotonic()
+    base = lineage.clean(config.data, config.data_dir)
+    runs.positive(
+        radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,
+        inner_steps=config.inner_steps, restarts=config.restarts, draws=config.draws, learner_steps=config.learner_steps,
+        victim_epochs=config.victim_epochs,
+    )  # fmt: skip
+    labels = np.asarray(base.train.y)
+    everyone = sets.of_classes(labels, config.classes or range(base.classes))
+    mask = sets.share_of(keys.named(jax.random.key(config.seed), "share"), everyone, labels, config.share)
+    require(mask.any(), "--share leaves no example to protect; raise it")
+    budget = recipes.radius(config, base)
+    described = runs.describe(config, data_digest=base.digest) | {"radius": budget}
+    made = None
+    if not (config.run / runs.RESULT).exists():  # bad input must show before the folder is claimed
+        made = recipes.make(config, base, mask, budget)
+        if isinstance(made, protect.Recipe):
+            protect.check(made, base.train, mask)
+    if done := runs.begin(config.run, described):
+        return done
+    made = recipes.make(config, base, mask, budget) if made is None else made
+    perturbation, history = (made, list[dict]()) if isinstance(made, Perturbation) else _run(config, base, mask, made)
+    _save(config.run / lineage.NOISE, perturbation)
+    manifest = _release(config, base, perturbation, described, budget)
+    report.write_atomic(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
+    section, values = _result(config, budget, mask, history, manifest["measured"])
+    if config.evaluate:
+        tables, plot, values["evaluation"] = victims.evaluate(config, base, perturbation)
+        section = Section(section.title, section.summary, (*section.tables, *tables), (plot,), section.pictures)
+    return runs.finish(config.run, described, values, [section], started)
+
+
+def _run(config: Protect, base: lineage.Source, mask: np.ndarray, recipe: protect.Recipe) -> tuple[Perturbation, list[dict]]:
+    key = jax.random.key(config.seed)
+    try:
+        state, history = runs.resumable(
+            config.run, Method(recipe.init, recipe.step), key, (key, base.train, jnp.asarray(mask)), base.train,
+            title=f"protect {config.method}", steps=recipe.steps, every=1, seconds=config.checkpoint_seconds,
+            record=lambda _, info: {name: float(value[-1]) for name, value in info.items()},
+            stop=lambda entry: protect.finished(recipe, entry),
+        )  # fmt: skip
+    except NonFinite as error:
+        _save(config.run / PARTIAL, recipe.finish(error.kept, base.train))
+        named = str(error).replace("at step", "at outer iteration")
+        raise NonFinite(f"{named} The noise before it is {config.run / PARTIAL}", kept=error.kept) from error
+    return recipe.finish(state, base.train), history
+
+
+def _save(path, perturbation: Perturbation) -> None:
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in perturbation._asdict().items()}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _release(config: Protect, base: lineage.Source, perturbation: Perturbation, described: dict, budget: float | None) -> dict:
+    kind = recipes.KINDS[config.method]
+    size = float(config.pixels) if kind.norm == "l0" else budget
+    manifest = {
+        "method": config.method,
+        "configuration": described,
+        "seed": config.seed,
+        "budget": {"norm": kind.norm, "size": size},
+        "dememo_jax": runs.__version__,
+    }
+    return release.write(
+        config.run / "release", base.train, base.test, perturbation,
+        manifest=manifest, norm=kind.norm, radius=size, images=config.images,
+    )  # fmt: skip
+
+
+def _result(
+    config: Protect, budget: float | None, mask: np.ndarray, history: list[dict], measured: dict
+) -> tuple[Section, dict]:
+    norm = recipes.KINDS[config.method].norm
+    said = {
+        "linf": f"l-inf budget {budget:.3g}" if budget else "",
+        "l2": f"l2 budget {budget:.3g}" if budget else "",
+        "l0": f"{config.pixels} pixels overwritten",
+    }.get(norm or "", "no budget in a norm")
+    error = history[-1].get("error") if history else None
+    learned = "" if error is None else f", {len(history)} iterations, training error {error:.1%}"
+    summary = f"{mask.sum():,} of {len(mask):,} images, {said}{learned}; at most {measured['linf']} of 255 grey levels changed"
+    values: dict[str, Any] = {
+        "method": config.method, "protected": int(mask.sum()), "budget": said, "history": history, "measured": measured,
+    }  # fmt: skip
+    row = (config.method, values["protected"], said, measured["linf"], measured["l2"], measured["pixels"], error)
+    columns = ("method", "images", "budget", "grey levels", "l2", "pixels", "surrogate error")
+    note = "The largest change of any image, counted after rounding to 8 bits: grey levels, l2, pixels touched."
+    table = Table("Perturbation", columns, (row,), note)
+    return Section(f"protect: {config.method}", summary, (table,), (), (("examples.png", "examples"),)), values
+
+
+def _examples(data: Dataset, perturbation: Perturbation, labels: np.ndarray, mask: np.ndarray) -> bytes:
+    """The first protected image of each class, clean and protected, and the change around grey at full contrast."""
+    shown = [int(np.flatnonzero(mask & (labels == c))[0]) for c in np.unique(labels[mask])][:10]
+    clean = sets.take(data, jnp.asarray(shown))
+    noisy = np.asarray(sets.perturb(clean, perturbation).x)
+    change = noisy - np.asarray(clean.x)
+    times = 0.5 / max(float(np.abs(change).max()), 1e-9)
+    rows = [("clean", np.asarray(clean.x)), ("protected", noisy), (f"change x {times:.3g}", 0.5 + times * change)]
+    return report.image_grid(rows, [str(labels[i]) for i in shown])
+
+
+STAGES = {Protect: protect_data}

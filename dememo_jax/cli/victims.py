@@ -1,0 +1,136 @@
+"""`dememo train`, and the victims of `dememo protect --evaluate`."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dememo_jax import checkpoint, keys, models, projected
+from dememo_jax import data as sets
+from dememo_jax import evaluate as evaluation
+from dememo_jax import train as training
+from dememo_jax.cli import lineage, recipes, runs
+from dememo_jax.cli.configs import Protect, Train
+from dememo_jax.errors import require
+from dememo_jax.protect import victim
+from dememo_jax.protect.countermeasures import COUNTERMEASURES, Countermeasure, combine
+from dememo_jax.report import Plot, Section, Table
+from dememo_jax.types import Dataset, Method, Model, Perturbation
+
+
+def fit(
+    folder: Path, title: str, model: Model, method: Method, seed: int, seen: Dataset, test: Dataset, *,
+    epochs: int, batch: int, seconds: float, perturbation: Perturbation | None = None,
+) -> tuple[Any, list[dict]]:  # fmt: skip
+    """Train with progress and checkpoints; the history has loss, training and clean test accuracy of each epoch."""
+    key, per_epoch = jax.random.key(seed), sets.steps(len(seen.y), batch, 1)
+
+    def record(state, info):
+        test_accuracy = evaluation.accuracy(*models.freeze(model, state.weights), test)
+        return {"loss": float(info["loss"].mean()), "train": float(info["accuracy"].mean()), "test": float(test_accuracy)}
+
+    return runs.resumable(
+        folder, method, key, (key, seen.x[:1]), seen, title=title, steps=per_epoch * epochs, every=per_epoch,
+        seconds=seconds, record=record, batch=batch, perturbation=perturbation,
+    )  # fmt: skip
+
+
+def train_victim(config: Train) -> dict:
+    """`dememo train`."""
+    started = time.monotonic()
+    require(
+        config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
+    )
+    runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
+    against = combine(*(COUNTERMEASURES[name] for name in config.countermeasure))
+    if config.source is not None:
+        base = lineage.protected(config.source)
+    else:
+        data = config.data or "digits"
+        config = dataclasses.replace(config, data=data)
+        base = lineage.clean(data, config.data_dir)
+    perturbation = lineage.narrowed(base, config.protected_classes)
+    described = runs.describe(config, source_digest=base.digest)
+    if done := runs.begin(config.run, described):
+        return done
+    share = 0.0 if perturbation is None else float(np.mean(perturbation.mask))
+    seen, key = base.train, jax.random.key(config.seed)
+    if config.random_labels:
+        seen = victim.random_labels(keys.named(key, "labels"), seen)
+    if against.prepare is not None:
+        seen, perturbation = against.prepare(keys.named(key, "prepare"), sets.perturb(seen, perturbation)), None
+    model, steps = lineage.model(config.model, base.classes), sets.steps(len(seen.y), config.batch, config.epochs)
+    transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
+    method = lineage.victim(model, transform, config.augment, against._replace(prepare=None))
+    state, history = fit(
+        config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
+        epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
+    )  # fmt: skip
+    checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
+    values, section = _learned(config, history, share)
+    return runs.finish(config.run, described, values, [section], started)
+
+
+def _learned(config: Train, history: list[dict], share: float) -> tuple[dict, Section]:
+    test = [entry["test"] for entry in history]
+    peak = int(np.argmax(test))
+    accuracy = f"clean test accuracy {test[-1]:.3f} final, {test[peak]:.3f} peak (epoch {peak + 1})"
+    against = f"; against it: {', '.join(config.countermeasure)}" if config.countermeasure else ""
+    summary = f"{accuracy}; {share:.0%} of the training set protected{against}"
+    values = {"final": test[-1], "peak": test[peak], "peak_epoch": peak + 1, "protected_share": share, "history": history}
+    epochs = tuple(float(i + 1) for i in range(len(history)))
+    curves = tuple((name, epochs, tuple(entry[name] for entry in history)) for name in ("train", "test"))
+    row = (config.model, share, values["final"], values["peak"], values["peak_epoch"])
+    table = Table("Victim", ("network", "protected share", "final test", "peak test", "peak epoch"), (row,))
+    plot = Plot("training", "Accuracy while training", "epoch", "accuracy", curves)
+    return values, Section(f"train: {config.run.name}", summary, (table,), (plot,))
+
+
+# --- the victims of one release ----------------------------------------------------------------------------------
+
+
+def evaluate(
+    config: Protect, base: lineage.Source, perturbation: Perturbation
+) -> tuple[tuple[Table, ...], Plot, dict[str, dict]]:
+    """Victims on clean and protected data, under each countermeasure, and on the controls: a table, curves, numbers."""
+    key, plain = jax.random.key(config.seed), Countermeasure()
+    kind, budget = recipes.KINDS[config.method], recipes.radius(config, base)
+    protected, clean = victim.released(base.train, perturbation), victim.released(base.train, None)
+    jobs: dict[str, tuple[Dataset, Countermeasure]] = {"clean": (clean, plain), "protected": (protected, plain)}
+    jobs |= {f"protected, {name}": (protected, COUNTERMEASURES[name]) for name in config.countermeasures}
+    if kind.norm is not None:
+        balls = {"linf": projected.linf, "l2": projected.l2, "l0": lambda _: projected.l0(config.pixels)}
+        noise = victim.random_noise(
+            keys.named(key, "random noise"), base.train, perturbation.mask, ball=balls[kind.norm](budget or 0.0)
+        )
+        jobs["control: random noise"] = victim.released(base.train, noise), plain
+    jobs["control: random labels"] = victim.random_labels(keys.named(key, "labels"), clean), plain
+    model, batch = lineage.model(config.model, base.classes), 64 if base.name == "digits" else 128
+    transform = training.clipped_sgd(0.1, 0.9, 5e-4, sets.steps(len(clean.y), batch, config.victim_epochs))
+    found = {}
+    for name, (seen, against) in jobs.items():
+        if against.prepare is not None:
+            seen = against.prepare(keys.named(key, "prepare"), seen)
+        method = lineage.victim(model, transform, config.victim_augment, against._replace(prepare=None))
+        title = f"victim {name.replace(': ', ' ').replace(', ', ' ')}"
+        _, history = fit(
+            config.run, title, model, method, config.seed, seen, base.test,
+            epochs=config.victim_epochs, batch=batch, seconds=config.checkpoint_seconds,
+        )  # fmt: skip
+        test = [entry["test"] for entry in history]
+        found[name] = {"final": test[-1], "peak": max(test), "train": history[-1]["train"], "test": test}
+    rows = tuple((name, one["final"], one["peak"], one["train"]) for name, one in found.items())
+    note = (
+        f"Clean test accuracy of {config.model} after {config.victim_epochs} epochs on the released 8-bit images, and the best "
+        "of any epoch, which early stopping would find; accuracy on the training data as the victim saw it."
+    )
+    table = Table("What victims learn", ("training data", "final", "peak", "training"), rows, note)
+    epochs = tuple(float(i + 1) for i in range(config.victim_epochs))
+    curves = tuple((name, epochs, tuple(one["test"])) for name, one in found.items())
+    return (table,), Plot("victims", "What victims learn of clean test images", "epoch", "test accuracy", curves), found
+
+
+STAGES = {Train: train_victim}

@@ -1,0 +1,116 @@
+"""What a victim may do against protected data while it trains, with the settings that the literature tests."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dememo_jax import augment as augments
+from dememo_jax import data as sets
+from dememo_jax import keys, loop, models, projected, train
+from dememo_jax.augment import Augment, Mix
+from dememo_jax.errors import require
+from dememo_jax.train import View
+from dememo_jax.types import Array, Dataset, Key, Model
+
+
+class Countermeasure(NamedTuple):
+    """Done once to the training images; to each batch; against the victim itself; to pairs of examples; how often."""
+
+    prepare: Callable[[Key, Dataset], Dataset] | None = None
+    augment: Augment | None = None
+    adversary: Callable[[Model], View] | None = None
+    mix: Mix | None = None
+    copies: int = 1  # the loss of an example is the worst of so many draws
+
+
+def combine(*parts: Countermeasure) -> Countermeasure:
+    """All of them: preparations and augmentations in order. BadInput for two adversaries or two ways to mix."""
+
+    def only(name):
+        given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+        require(len(given) <= 1, f"two countermeasures bring a {name} each; choose one")
+        return given[0] if given else None
+
+    prepares = [part.prepare for part in parts if part.prepare is not None]
+    looks = [part.augment for part in parts if part.augment is not None]
+
+    def prepare(key, data):
+        for i, one in enumerate(prepares):
+            data = one(keys.at(key, i), data)
+        return data
+
+    return Countermeasure(
+        prepare if prepares else None,
+        augments.compose(*looks) if len(looks) > 1 else looks[0] if looks else None,
+        only("adversary"),
+        only("mix"),
+        max((part.copies for part in parts), default=1),
+    )
+
+
+def once(augment: Augment, block: int = 512) -> Callable[[Key, Dataset], Dataset]:
+    """An augmentation of the whole set, before training: for those that do the same every time."""
+
+    @jax.jit
+    def images(key, x):
+        at = jnp.asarray(sets.blocks(len(x), block)[0])
+        parts = jax.lax.map(lambda job: augment(keys.at(key, job[0]), x[job[1]]), (jnp.arange(len(at)), at))
+        return parts.reshape(-1, *x.shape[1:])[: len(x)]
+
+    return lambda key, data: data._replace(x=images(key, data.x))
+
+
+def shortcut_directions(
+    key: Key, data: Dataset, *, classes: int, epochs: int = 20, batch: int = 1024, lr: float = 0.1
+) -> Array:
+    """Orthonormal directions [D, K] that a linear classifier, without bias, finds in the images: Sandoval-Segura et al. 2023.
+
+    SGD at `lr`, tenfold less from one half and from three quarters of the epochs, as published.
+    """
+    linear = models.from_apply(partial(_zeros, classes), lambda params, x: x.reshape(len(x), -1) @ params["w"])
+    steps = sets.steps(len(data.y), min(batch, len(data.y)), epochs)
+    method = train.sgd(linear, train.dropping_sgd(lr, 0.0, 0.0, (0.5, 0.75), False, steps))
+    run = jax.jit(partial(loop.scan, method, steps=steps, batch=min(batch, len(data.y))))
+    state = run(key, method.init(key, data.x[:1]), data)[0]
+    return jnp.linalg.qr(state.weights.params["w"])[0]
+
+
+def _zeros(classes: int, key: Key, x: Array) -> dict[str, Array]:
+    return {"w": jnp.zeros((x[0].size, classes))}
+
+
+def project_out(classes: int | None = None) -> Callable[[Key, Dataset], Dataset]:
+    """Take the shortcut directions out of the training images: undoes noise that is linear in the class."""
+
+    def prepare(key: Key, data: Dataset) -> Dataset:
+        count = int(data.y.max()) + 1 if classes is None else classes
+        directions = shortcut_directions(key, data, classes=count)
+        return once(augments.orthogonal(directions))(key, data)
+
+    return prepare
+
+
+def adversarial_training(radius: float, stride: float, steps: int = 10, norm: str = "linf") -> Callable[[Model], View]:
+    ball = projected.linf(radius) if norm == "linf" else projected.l2(radius)
+    return lambda model: train.adversary(model, ball, stride=stride, steps=steps)
+
+
+COUNTERMEASURES: Mapping[str, Countermeasure] = {
+    "rotation": Countermeasure(augment=augments.rotation(15)),
+    "cutout": Countermeasure(augment=augments.cutout(16)),
+    "mixup": Countermeasure(mix=augments.mixup()),
+    "cutmix": Countermeasure(mix=augments.cutmix()),
+    "jitter": Countermeasure(augment=augments.jitter(0.4, 0.4, 0.4, 0.1)),
+    "gaussian": Countermeasure(augment=augments.gaussian(8 / 255)),
+    "gray": Countermeasure(prepare=once(augments.grayscale())),
+    "bdr": Countermeasure(prepare=once(augments.bit_depth(2))),
+    "jpeg": Countermeasure(prepare=once(augments.jpeg(10))),
+    "ueraser-lite": Countermeasure(augment=augments.ueraser()),
+    "ueraser-max": Countermeasure(augment=augments.ueraser(), copies=5),
+    "at": Countermeasure(adversary=adversarial_training(8 / 255, 2 / 255)),
+    "at-l2": Countermeasure(adversary=adversarial_training(0.5, 0.1, norm="l2")),
+    "orthogonal": Countermeasure(prepare=project_out()),
+}

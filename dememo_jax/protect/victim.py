@@ -1,0 +1,122 @@
+"""What a victim learns from protected data: the measure of every perturbation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax import augment as augments
+from dememo_jax import data as sets
+from dememo_jax import evaluate, keys, loop, models, projected, train
+from dememo_jax.errors import require
+from dememo_jax.protect.countermeasures import Countermeasure
+from dememo_jax.train import Augment, Optimiser
+from dememo_jax.types import Dataset, Key, Method, Model, Perturbation, Weights
+
+VICTIM_SGD = partial(train.clipped_sgd, 0.1, 0.9, 5e-4)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracies of a victim on clean test images after each epoch; on the training data as it was seen; and its weights."""
+
+    test: tuple[float, ...]
+    train: tuple[float, ...]
+    weights: Weights
+
+    @property
+    def final(self) -> float:
+        return self.test[-1]
+
+    @property
+    def peak(self) -> float:
+        return max(self.test)
+
+
+def learner(
+    model: Model, tx: Optimiser, steps: int, *, augment: Augment | None = None, against: Countermeasure | None = None
+) -> Method:
+    """Training with a countermeasure: its augmentation follows `augment`; what it prepares is not done here."""
+    against = against or Countermeasure()
+    looks = [part for part in (augment, against.augment) if part is not None]
+    return train.sgd(
+        model,
+        train.optimiser(tx, steps),
+        augment=augments.compose(*looks) if len(looks) > 1 else looks[0] if looks else None,
+        adversary=None if against.adversary is None else against.adversary(model),
+        mix=against.mix,
+        copies=against.copies,
+    )
+
+
+def released(data: Dataset, perturbation: Perturbation | None) -> Dataset:
+    """The protected set as it is published: rounded to 8 bits."""
+    return data._replace(x=jnp.round(sets.perturb(data, perturbation).x * 255) / 255)
+
+
+def learned(
+    model: Model,
+    key: Key,
+    data: Dataset,
+    test: Dataset,
+    perturbation: Perturbation | None = None,
+    *,
+    tx: Optimiser = VICTIM_SGD,
+    augment: Augment | None = None,
+    against: Countermeasure | None = None,
+    epochs: int = 60,
+    batch: int = 128,
+    watch: Callable[[int, dict[str, float]], Any] = lambda *_: None,
+) -> Outcome:
+    """Train a fresh victim on the released data and test it on clean images after every epoch.
+
+    tx: an optax transform, or a function of the number of steps that makes one; by default the SoK's SGD 0.1 falling by a
+    cosine. `watch(epoch, accuracies)` may print. Report `final` and `peak`: early stopping finds the peak.
+    Raises BadInput for noise of another set and NonFinite when training diverges.
+    """
+    require(epochs >= 1, f"epochs must be at least 1, got {epochs}")
+    seen = released(data, perturbation)
+    if against is not None and against.prepare is not None:
+        seen = against.prepare(keys.named(key, "prepare"), seen)
+    per_epoch = sets.steps(len(data.y), batch, 1)
+    method = learner(model, tx, per_epoch * epochs, augment=augment, against=against)
+    curves: list[tuple[float, float]] = []
+
+    def after(done, state, info):
+        right = float(evaluate.accuracy(*models.freeze(model, state.weights), test))
+        curves.append((right, float(info["accuracy"].mean())))
+        watch(len(curves), {"test": right, "train": curves[-1][1]})
+
+    state = loop.run(
+        method, key, jax.jit(method.init)(key, data.x[:1]), seen,
+        steps=per_epoch * epochs, every=per_epoch, after=after, batch=batch,
+    )  # fmt: skip
+    return Outcome(tuple(t for t, _ in curves), tuple(t for _, t in curves), state.weights)
+
+
+# --- controls ----------------------------------------------------------------------------------------------------
+
+
+def random_noise(key: Key, data: Dataset, mask=None, *, ball: projected.Ball, granularity: str = "sample") -> Perturbation:
+    """Noise at the full budget that knows nothing, sample-wise or one for each class: what a method must beat.
+
+    l-inf: random signs. l2: a uniform direction. l0: random pixels, black or white in each channel.
+    """
+    require(granularity in ("sample", "class"), f"granularity must be 'sample' or 'class', got {granularity!r}")
+    mask = sets.check_mask(mask, len(data.y))
+    sample = granularity == "sample"
+    rows = len(data.y) if sample else int(data.y.max()) + 1
+    drawn = jax.random.normal(key, (rows, *data.x.shape[1:]))
+    noise = jnp.sign(ball.project(drawn)) if ball.norm == "l0" else ball.size * ball.direction(drawn)
+    row = jnp.arange(rows, dtype=jnp.int32) if sample else data.y
+    worn = jnp.zeros(rows, bool).at[row].max(mask).reshape(-1, *[1] * (noise.ndim - 1))
+    return Perturbation(jnp.where(worn, noise, 0.0), row, mask)
+
+
+def random_labels(key: Key, data: Dataset) -> Dataset:
+    """The same images with their labels dealt out at random: what a victim reaches that can learn nothing."""
+    return data._replace(y=jnp.asarray(np.asarray(data.y))[jax.random.permutation(key, len(data.y))])
