@@ -55,7 +55,10 @@ class Protect:
     restarts: int | None = None
     """How often tap starts anew; published: 8."""
     draws: int | None = None
-    """Weight-noise networks of pue for one step of the surrogate; published: 100 at each of six scales."""
+    """Draws that a gradient is the mean of: weight noise of pue (published: 100 for the surrogate, 10 for the noise),
+    augmentations of rem and sem (5), checkpoints of sep (30)."""
+    attack_steps: int | None = None
+    """Steps of the adversary in rem, sem and entf; published: 10."""
     sharpness: float = 0.0
     """Take gradients at worst-case weights, this far away in l2 (SAPA)."""
     model: Net = "cnn"

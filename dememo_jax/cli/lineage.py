@@ -70,7 +70,7 @@ class Trained(Source):
 MAKERS: dict[str, Callable[[int], Any]] = {
     "mlp": nets.mlp,
     "cnn": nets.cnn,
-    "cnn3": functools.partial(nets.cnn, widths=(32, 64, 128)),
+    "cnn3": functools.partial(nets.cnn, widths=(16, 32, 64)),
     "resnet18": nets.resnet18,
 }
 

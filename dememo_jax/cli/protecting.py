@@ -25,7 +25,7 @@ def protect_data(config: Protect) -> dict:
     runs.positive(
         radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,
         inner_steps=config.inner_steps, restarts=config.restarts, draws=config.draws, learner_steps=config.learner_steps,
-        victim_epochs=config.victim_epochs,
+        victim_epochs=config.victim_epochs, attack_steps=config.attack_steps,
     )  # fmt: skip
     labels = np.asarray(base.train.y)
     everyone = sets.of_classes(labels, config.classes or range(base.classes))
@@ -99,8 +99,8 @@ def _result(
         "l0": f"{config.pixels} pixels overwritten",
     }.get(norm or "", "no budget in a norm")
     error = history[-1].get("error") if history else None
-    learned = "" if error is None else f", {len(history)} iterations, training error {error:.1%}"
-    summary = f"{mask.sum():,} of {len(mask):,} images, {said}{learned}; at most {measured['linf']} of 255 grey levels changed"
+    learned = "" if error is None else f", {len(history)} iterations, surrogate wrong on {error:.1%} of them"
+    summary = f"{mask.sum():,} of {len(mask):,} images{learned}, {said}; at most {measured['linf']} of 255 grey levels changed"
     values: dict[str, Any] = {
         "method": config.method, "protected": int(mask.sum()), "budget": said, "history": history, "measured": measured,
     }  # fmt: skip

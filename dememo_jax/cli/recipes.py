@@ -31,7 +31,7 @@ class Job:
 
     @property
     def small(self) -> bool:
-        return self.base.name == "digits"
+        return scale(self.base) > 1
 
     @property
     def model(self):
@@ -70,6 +70,8 @@ def _online(recipe: Callable, job: Job, **more: Any) -> protect.Recipe:
     """EM, REM, SEM: 12.8 epochs, the published 5,000 batches of CIFAR-10."""
     batch = job.batch(128)
     steps = math.ceil((job.config.epochs or 12.8) * len(job.mask) / batch)
+    if recipe is protect.robust:
+        more |= {"draws": job.config.draws, "attack_steps": job.config.attack_steps}
     how = job.common(batch=batch, learner_steps=steps, inner_steps=job.config.inner_steps, **more)
     return recipe(job.model, iterations=min(50, steps), sharpness=job.config.sharpness, **how)
 
@@ -98,7 +100,8 @@ def _provable(job: Job) -> protect.Recipe:
     batch = job.batch(128)
     steps = job.config.learner_steps or (20 if not job.small else job.learner_steps(batch))
     how = job.common(batch=batch, learner_steps=steps, passes=job.passes, inner_steps=job.config.inner_steps)
-    return protect.provable(job.model, learner_draws=job.config.draws or 100, **how)
+    draws = job.config.draws
+    return protect.provable(job.model, learner_draws=draws or 100, noise_draws=min(draws or 10, 10), **how)
 
 
 def _kernel(job: Job) -> protect.Recipe:
@@ -185,12 +188,13 @@ KINDS: dict[str, Kind] = {
 
 
 def _ensemble(job: Job) -> protect.Recipe:
-    epochs = job.config.epochs or 120
-    return _pretrained(protect.self_ensemble, job, checkpoints_kept=min(30, epochs), **_sharp(job))
+    kept = job.config.draws or min(30, job.config.epochs or 120)
+    return _pretrained(protect.self_ensemble, job, checkpoints_kept=kept, **_sharp(job))
 
 
 def _entangled(job: Job, form: str) -> protect.Recipe:
-    return _pretrained(protect.entangled_features, job, job.features, form=form, reference=job.radius / 2)
+    how = {"form": form, "reference": job.radius / 2, "attack_steps": job.config.attack_steps}
+    return _pretrained(protect.entangled_features, job, job.features, **how)
 
 
 def radius(config: Protect, base: lineage.Source) -> float | None:
@@ -202,7 +206,12 @@ def radius(config: Protect, base: lineage.Source) -> float | None:
     if config.radius is not None:
         return config.radius
     published = kind.radius(int(np.prod(base.train.x.shape[1:])))
-    return published * (DIGITS if base.name == "digits" else 1)
+    return published * scale(base)
+
+
+def scale(base: lineage.Source) -> float:
+    """How many times the published budgets suit the data."""
+    return DIGITS if base.name == "digits" else 1.0
 
 
 def make(config: Protect, base: lineage.Source, mask: np.ndarray, budget: float | None) -> protect.Recipe | Perturbation:

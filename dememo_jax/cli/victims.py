@@ -15,8 +15,7 @@ from dememo_jax import train as training
 from dememo_jax.cli import lineage, recipes, runs
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
-from dememo_jax.protect import victim
-from dememo_jax.protect.countermeasures import COUNTERMEASURES, Countermeasure, combine
+from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
 from dememo_jax.report import Plot, Section, Table
 from dememo_jax.types import Dataset, Method, Model, Perturbation
 
@@ -45,7 +44,6 @@ def train_victim(config: Train) -> dict:
         config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
     )
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
-    against = combine(*(COUNTERMEASURES[name] for name in config.countermeasure))
     if config.source is not None:
         base = lineage.protected(config.source)
     else:
@@ -53,6 +51,7 @@ def train_victim(config: Train) -> dict:
         config = dataclasses.replace(config, data=data)
         base = lineage.clean(data, config.data_dir)
     perturbation = lineage.narrowed(base, config.protected_classes)
+    against = combine(*(countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasure))
     described = runs.describe(config, source_digest=base.digest)
     if done := runs.begin(config.run, described):
         return done
@@ -100,7 +99,9 @@ def evaluate(
     kind, budget = recipes.KINDS[config.method], recipes.radius(config, base)
     protected, clean = victim.released(base.train, perturbation), victim.released(base.train, None)
     jobs: dict[str, tuple[Dataset, Countermeasure]] = {"clean": (clean, plain), "protected": (protected, plain)}
-    jobs |= {f"protected, {name}": (protected, COUNTERMEASURES[name]) for name in config.countermeasures}
+    jobs |= {
+        f"protected, {name}": (protected, countermeasure(name, scale=recipes.scale(base))) for name in config.countermeasures
+    }
     if kind.norm is not None:
         balls = {"linf": projected.linf, "l2": projected.l2, "l0": lambda _: projected.l0(config.pixels)}
         noise = victim.random_noise(

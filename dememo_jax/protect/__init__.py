@@ -5,7 +5,7 @@ data. Both take a mask of the examples to protect, and both end in a `Perturbati
 """
 
 from dememo_jax.protect.bilevel import Phase, Recipe, alternate
-from dememo_jax.protect.countermeasures import COUNTERMEASURES, Countermeasure, combine, shortcut_directions
+from dememo_jax.protect.countermeasures import Countermeasure, combine, countermeasure, shortcut_directions
 from dememo_jax.protect.features import mutual_information, transferable
 from dememo_jax.protect.frozen import (
     adversarial,
@@ -26,7 +26,6 @@ from dememo_jax.protect.tangent import ntga
 from dememo_jax.protect.victim import Outcome, learned, random_labels, random_noise
 
 __all__ = [
-    "COUNTERMEASURES",
     "Countermeasure",
     "Outcome",
     "Phase",
@@ -38,6 +37,7 @@ __all__ = [
     "check",
     "combine",
     "convolution_filters",
+    "countermeasure",
     "descent",
     "entangled_features",
     "error_minimizing",

@@ -207,8 +207,10 @@ def _iteration(plan, phase, begun, learned_before, to_learn, to_refine, data, st
 
 def _learn(plan: Plan, phase: Phase, key: Key, state: BilevelState, data: Dataset, first: Array) -> tuple[Any, Perturbation]:
     """The learner's batches number `first` and on, and the noise, which changes where batches are refined as they come."""
-    method = _method(plan, data)
-    within = None
+    count = _batches(phase, data, plan.batch)
+    if not count:
+        return state.learner, state.perturbation
+    method, within = _method(plan, data), None
     if plan.portion < 1:
         within = jnp.zeros(len(data.y), bool).at[_chosen(plan, state.order, data)].set(True)
 
@@ -221,7 +223,7 @@ def _learn(plan: Plan, phase: Phase, key: Key, state: BilevelState, data: Datase
         seen = drawn if phase.sees == "clean" else sets.perturb(drawn, table, plan.join)
         return (method.step(keys.at(key, first + t), learned, seen)[0], table), None
 
-    return jax.lax.scan(one, (state.learner, state.perturbation), jnp.arange(_batches(phase, data, plan.batch)))[0]
+    return jax.lax.scan(one, (state.learner, state.perturbation), jnp.arange(count))[0]
 
 
 def _sweep(plan, phase, key, order, learned, table, data, number) -> Perturbation:
