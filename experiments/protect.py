@@ -45,7 +45,7 @@ SUBSET = {
 }  # fmt: skip
 FULL = {name: {} for name in SUBSET} | {"sep": {"radius": 8 / 255}, "tap": {"restarts": 1}, "tap-untargeted": {"restarts": 1}}
 SCALES = {
-    "subset": (SUBSET, {"model": "cnn3"}, {"epochs": 20, "batch": 128, "augment": "crop-flip"}),
+    "subset": (SUBSET, {"model": "cnn3"}, {"epochs": 20, "batch": 128, "augment": "none"}),
     "full": (FULL, {"model": "resnet18"}, {"epochs": 60, "batch": 128, "augment": "crop-flip"}),
 }
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_recipes import RECIPES
 
-from dememo_jax import audit, checkpoint, data, models, nets, projected, protect, train, unlearn
+from dememo_jax import audit, checkpoint, data, models, nets, projected, train, unlearn
 
 MODEL = models.from_linen(nets.cnn(3, (4, 8)))
 TX = optax.sgd(0.05, momentum=0.9)
@@ -29,11 +30,8 @@ def learned(method):
     return method, lambda key, d: method.init(key, d.x[:1])
 
 
-def noise(granularity):
-    method = protect.error_minimizing(
-        MODEL, TX, radius=0.1, stride=0.02, classes=3, granularity=granularity, learner_steps=2, inner_steps=2, batch=8
-    )
-    return method, lambda key, d: method.init(key, d, d.y < 2)
+def noise(recipe):
+    return recipe, lambda key, d: recipe.init(key, d, d.y < 2)
 
 
 def attacked():
@@ -53,8 +51,8 @@ METHODS = {
     "train.sgd frozen": (*learned(train.sgd(MODEL, TX, mode="frozen")), 8),
     "projected.within": (*within(), 8),
     "audit.attack": (*attacked(), 8),
-    "protect.error_minimizing sample": (*noise("sample"), None),
-    "protect.error_minimizing class": (*noise("class"), None),
+    "train.weight_noise": (*learned(train.weight_noise(MODEL, TX, sigmas=(0.0, 0.1), draws=2)), 8),
+    **{f"protect {name}": (*noise(recipe), None) for name, recipe in RECIPES.items()},
     "unlearn.retrain": (*unlearned(unlearn.retrain), None),
     "unlearn.finetune": (*unlearned(unlearn.finetune), None),
     "unlearn.gradient_ascent": (*unlearned(unlearn.gradient_ascent), None),

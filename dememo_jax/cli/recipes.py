@@ -53,64 +53,75 @@ class Job:
         return self.config.learner_steps or max(1, round(len(self.mask) / 10 / batch))
 
     def common(self, **more: Any) -> dict[str, Any]:
-        """The arguments that all recipes share, and those of `more` that were given."""
-        return {"radius": self.radius, "classes": self.base.classes} | {k: v for k, v in more.items() if v is not None}
+        """The arguments that all learned recipes share, and those of `more` that were given."""
+        given = {"inner_steps": self.config.inner_steps, **more}
+        shared = {"radius": self.radius, "classes": self.base.classes, "sharpness": self.config.sharpness}
+        return shared | {name: value for name, value in given.items() if value is not None}
 
 
 def _alternating(recipe: Callable, job: Job, *, published: int, **more: Any) -> protect.Recipe:
     """UE, GrayAug, lock: a few batches of the learner, then a pass."""
     batch = job.batch(published)
-    how = job.common(
-        batch=batch, learner_steps=job.learner_steps(batch), passes=job.passes, inner_steps=job.config.inner_steps, **more
-    )
-    return recipe(job.model, sharpness=job.config.sharpness, **how)
+    return recipe(job.model, **job.common(batch=batch, learner_steps=job.learner_steps(batch), passes=job.passes, **more))
 
 
 def _online(recipe: Callable, job: Job, **more: Any) -> protect.Recipe:
     """EM, REM, SEM: 12.8 epochs, the published 5,000 batches of CIFAR-10."""
     batch = job.batch(128)
     steps = math.ceil((job.config.epochs or 12.8) * len(job.mask) / batch)
-    if recipe is protect.robust:
-        more |= {"draws": job.config.draws, "attack_steps": job.config.attack_steps}
-    how = job.common(batch=batch, learner_steps=steps, inner_steps=job.config.inner_steps, **more)
-    return recipe(job.model, iterations=min(50, steps), sharpness=job.config.sharpness, **how)
+    return recipe(job.model, **job.common(batch=batch, learner_steps=steps, iterations=min(50, steps), **more))
 
 
-def _pretrained(recipe: Callable, job: Job, *first: Any, **more: Any) -> protect.Recipe:
-    return recipe(job.model, *first, **job.common(epochs=job.config.epochs, inner_steps=job.config.inner_steps, **more))
-
-
-def _sharp(job: Job) -> dict[str, float]:
-    return {"sharpness": job.config.sharpness}
+def _robust(job: Job, *, stable: bool) -> protect.Recipe:
+    how = {"draws": job.config.draws, "attack_steps": job.config.attack_steps}
+    return _online(protect.robust, job, attack=job.radius / 2, stable=stable, **how)
 
 
 def _by_epochs(recipe: Callable, job: Job, *first: Any) -> protect.Recipe:
     """AUE, MI-UE: an epoch of the learner, then a pass."""
-    how = job.common(batch=job.batch(128), passes=job.passes, inner_steps=job.config.inner_steps)
-    return recipe(job.model, *first, **_sharp(job), **how)
+    return recipe(job.model, *first, **job.common(batch=job.batch(128), passes=job.passes))
+
+
+def _pretrained(recipe: Callable, job: Job, *first: Any, **more: Any) -> protect.Recipe:
+    return recipe(job.model, *first, **job.common(epochs=job.config.epochs, **more))
+
+
+def _adversarial(job: Job, **how: Any) -> protect.Recipe:
+    return _pretrained(protect.adversarial, job, restarts=job.config.restarts, **how)
+
+
+def _ensemble(job: Job) -> protect.Recipe:
+    kept = job.config.draws or min(30, job.config.epochs or 120)
+    return _pretrained(protect.self_ensemble, job, checkpoints_kept=kept)
+
+
+def _entangled(job: Job, form: str) -> protect.Recipe:
+    how = {"form": form, "reference": job.radius / 2, "attack_steps": job.config.attack_steps}
+    return _pretrained(protect.entangled_features, job, job.features, **how)
 
 
 def _transferable(job: Job, form: Literal["published", "paper"]) -> protect.Recipe:
     encoder = lineage.model(job.config.model, 128) if form == "paper" else None
-    how = job.common(batch=job.batch(512), passes=job.config.passes, inner_steps=job.config.inner_steps)
+    how = job.common(batch=job.batch(512), passes=job.config.passes)
     return protect.transferable(encoder, form=form, **how)
 
 
 def _provable(job: Job) -> protect.Recipe:
-    batch = job.batch(128)
-    steps = job.config.learner_steps or (20 if not job.small else job.learner_steps(batch))
-    how = job.common(batch=batch, learner_steps=steps, passes=job.passes, inner_steps=job.config.inner_steps)
-    draws = job.config.draws
+    batch, draws = job.batch(128), job.config.draws
+    steps = job.config.learner_steps or (job.learner_steps(batch) if job.small else 20)
+    how = job.common(batch=batch, learner_steps=steps, passes=job.passes)
     return protect.provable(job.model, learner_draws=draws or 100, noise_draws=min(draws or 10, 10), **how)
 
 
 def _kernel(job: Job) -> protect.Recipe:
-    method = protect.ntga(**job.common(steps=job.config.passes))
-    return protect.Recipe(method.init, method.step, job.config.passes or 10, None, lambda state, data: state.perturbation)
+    steps = job.config.passes or 10
+    method = protect.ntga(radius=job.radius, classes=job.base.classes, steps=steps)
+    return protect.Recipe(method.init, method.step, steps, None, lambda state, data: state.perturbation)
 
 
 def _random(job: Job, granularity: str) -> Perturbation:
-    return protect.random_noise(job.key, job.base.train, job.mask, ball=projected.linf(job.radius), granularity=granularity)
+    ball = projected.linf(job.radius)
+    return protect.random_noise(job.key, job.base.train, job.mask, ball=ball, granularity=granularity)
 
 
 def _patches(job: Job) -> Perturbation:
@@ -118,83 +129,61 @@ def _patches(job: Job) -> Perturbation:
     return protect.linear_patches(job.key, job.base.train, job.mask, classes=job.base.classes, patch=side, radius=job.radius)
 
 
+def _autoregressive(job: Job) -> Perturbation:
+    return protect.autoregressive(job.key, job.base.train, job.mask, classes=job.base.classes, radius=job.radius)
+
+
+def _filters(job: Job) -> Perturbation:
+    return protect.convolution_filters(job.key, job.base.train, job.mask, classes=job.base.classes)
+
+
+def _pixels(job: Job) -> Perturbation:
+    return protect.one_pixel(job.base.train, job.mask, classes=job.base.classes, pixels=job.config.pixels)
+
+
 class Kind(NamedTuple):
-    """A method's norm, its published budget (a function of the numbers in an image), and how it is made."""
+    """A method's norm, its published budget as a function of the numbers in an image, and how it is made."""
 
     norm: str | None
     radius: Callable[[int], float] | None
     make: Callable[[Job], protect.Recipe | Perturbation]
-    sharp: bool = False  # whether it takes --sharpness
 
 
-def _eight(size: int) -> float:
-    return 8 / 255
+def _linf(make: Callable[[Job], Any], levels: int = 8) -> Kind:
+    return Kind("linf", lambda size: levels / 255, make)
 
 
-def _linf(make: Callable[[Job], Any], *, radius: Callable[[int], float] = _eight, sharp: bool = False) -> Kind:
-    return Kind("linf", radius, make, sharp)
-
-
-def _minimizing(**how: Any) -> Callable[[Job], Any]:
-    return lambda job: _alternating(protect.error_minimizing, job, published=512, **how)
-
-
+_UE = partial(_alternating, protect.error_minimizing, published=512)
 KINDS: dict[str, Kind] = {
-    "ue-s": _linf(_minimizing(), sharp=True),
-    "ue-c": _linf(_minimizing(granularity="class"), sharp=True),
-    "gray": _linf(_minimizing(gray=True), sharp=True),
-    "em": _linf(partial(_online, protect.minimizing_online), sharp=True),
-    "rem": _linf(lambda job: _online(protect.robust, job, attack=job.radius / 2), sharp=True),
-    "sem": _linf(lambda job: _online(protect.robust, job, attack=job.radius / 2, stable=True), sharp=True),
-    "aue": _linf(partial(_by_epochs, protect.augmented_minimizing), sharp=True),
-    "mi": _linf(lambda job: _by_epochs(protect.mutual_information, job, job.features), sharp=True),
-    "lock": _linf(lambda job: _alternating(protect.learnability_lock, job, published=128), sharp=True),
-    "tap": _linf(lambda job: _pretrained(protect.adversarial, job, restarts=job.config.restarts, **_sharp(job)), sharp=True),
-    "tap-untargeted": _linf(
-        lambda job: _pretrained(partial(protect.adversarial, offset=None), job, restarts=job.config.restarts, **_sharp(job)),
-        sharp=True,
-    ),
-    "hypo": Kind("l2", lambda size: 0.5, lambda job: _pretrained(protect.hypocritical, job, **_sharp(job)), True),
-    "sep": _linf(lambda job: _ensemble(job), radius=lambda size: 2 / 255, sharp=True),
-    "entf-push": _linf(lambda job: _entangled(job, "push")),
-    "entf-pull": _linf(lambda job: _entangled(job, "pull")),
+    "ue-s": _linf(_UE),
+    "ue-c": _linf(partial(_UE, granularity="class")),
+    "gray": _linf(partial(_UE, gray=True)),
+    "em": _linf(partial(_online, protect.minimizing_online)),
+    "rem": _linf(partial(_robust, stable=False)),
+    "sem": _linf(partial(_robust, stable=True)),
+    "aue": _linf(partial(_by_epochs, protect.augmented_minimizing)),
+    "mi": _linf(lambda job: _by_epochs(protect.mutual_information, job, job.features)),
+    "lock": _linf(partial(_alternating, protect.learnability_lock, published=128)),
+    "tap": _linf(_adversarial),
+    "tap-untargeted": _linf(partial(_adversarial, untargeted=True)),
+    "hypo": Kind("l2", lambda size: 0.5, partial(_pretrained, protect.hypocritical)),
+    "sep": _linf(_ensemble, 2),
+    "entf-push": _linf(partial(_entangled, form="push")),
+    "entf-pull": _linf(partial(_entangled, form="pull")),
     "clog": _linf(partial(_pretrained, protect.tensor_clog)),
-    "pil": _linf(
-        lambda job: protect.linear_surrogate(**job.common(epochs=job.config.epochs, inner_steps=job.config.inner_steps))
-    ),
+    "pil": _linf(lambda job: protect.linear_surrogate(**job.common(epochs=job.config.epochs))),
     "tue": _linf(partial(_transferable, form="published")),
     "tue-paper": _linf(partial(_transferable, form="paper")),
     "pue": _linf(_provable),
     "ntga": _linf(_kernel),
-    "ops": Kind(
-        "l0",
-        None,
-        lambda job: protect.one_pixel(job.base.train, job.mask, classes=job.base.classes, pixels=job.config.pixels),
-    ),
+    "ops": Kind("l0", None, _pixels),
     "lsp": Kind("l2", lambda size: 6 / 255 * math.sqrt(size), _patches),
-    "ar": Kind(
-        "l2",
-        lambda size: math.sqrt(size / 3072),
-        lambda job: protect.autoregressive(job.key, job.base.train, job.mask, classes=job.base.classes, radius=job.radius),
-    ),
-    "cuda": Kind(
-        None,
-        None,
-        lambda job: protect.convolution_filters(job.key, job.base.train, job.mask, classes=job.base.classes),
-    ),
+    "ar": Kind("l2", lambda size: math.sqrt(size / 3072), _autoregressive),
+    "cuda": Kind(None, None, _filters),
     "random": _linf(partial(_random, granularity="sample")),
     "random-class": _linf(partial(_random, granularity="class")),
 }
-
-
-def _ensemble(job: Job) -> protect.Recipe:
-    kept = job.config.draws or min(30, job.config.epochs or 120)
-    return _pretrained(protect.self_ensemble, job, checkpoints_kept=kept, **_sharp(job))
-
-
-def _entangled(job: Job, form: str) -> protect.Recipe:
-    how = {"form": form, "reference": job.radius / 2, "attack_steps": job.config.attack_steps}
-    return _pretrained(protect.entangled_features, job, job.features, **how)
+BLIND = ("tue", "ntga", "ops", "lsp", "ar", "cuda", "random", "random-class")  # their noise meets no network's weights
 
 
 def radius(config: Protect, base: lineage.Source) -> float | None:
@@ -216,6 +205,5 @@ def scale(base: lineage.Source) -> float:
 
 def make(config: Protect, base: lineage.Source, mask: np.ndarray, budget: float | None) -> protect.Recipe | Perturbation:
     """The recipe of that name, or at once the perturbation of a method without gradients."""
-    kind = KINDS[config.method]
-    require(kind.sharp or not config.sharpness, f"{config.method} does not take --sharpness")
-    return kind.make(Job(config, base, mask, budget or 0.0, jax.random.key(config.seed)))
+    require(config.method not in BLIND or not config.sharpness, f"{config.method} looks at no weights: leave --sharpness away")
+    return KINDS[config.method].make(Job(config, base, mask, budget or 0.0, jax.random.key(config.seed)))

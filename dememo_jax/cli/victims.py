@@ -15,7 +15,7 @@ from dememo_jax import train as training
 from dememo_jax.cli import lineage, recipes, runs
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
-from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
+from dememo_jax.protect import combine, countermeasure, victim
 from dememo_jax.report import Plot, Section, Table
 from dememo_jax.types import Dataset, Method, Model, Perturbation
 
@@ -95,27 +95,20 @@ def evaluate(
     config: Protect, base: lineage.Source, perturbation: Perturbation
 ) -> tuple[tuple[Table, ...], Plot, dict[str, dict]]:
     """Victims on clean and protected data, under each countermeasure, and on the controls: a table, curves, numbers."""
-    key, plain = jax.random.key(config.seed), Countermeasure()
-    kind, budget = recipes.KINDS[config.method], recipes.radius(config, base)
-    protected, clean = victim.released(base.train, perturbation), victim.released(base.train, None)
-    jobs: dict[str, tuple[Dataset, Countermeasure]] = {"clean": (clean, plain), "protected": (protected, plain)}
-    jobs |= {
-        f"protected, {name}": (protected, countermeasure(name, scale=recipes.scale(base))) for name in config.countermeasures
+    key, budget = jax.random.key(config.seed), recipes.radius(config, base)
+    makers = {"linf": projected.linf, "l2": projected.l2, "l0": lambda _: projected.l0(config.pixels), None: lambda _: None}
+    ball = makers[recipes.KINDS[config.method].norm](budget or 0.0)
+    against: dict[str, Countermeasure] = {
+        name: countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasures
     }
-    if kind.norm is not None:
-        balls = {"linf": projected.linf, "l2": projected.l2, "l0": lambda _: projected.l0(config.pixels)}
-        noise = victim.random_noise(
-            keys.named(key, "random noise"), base.train, perturbation.mask, ball=balls[kind.norm](budget or 0.0)
-        )
-        jobs["control: random noise"] = victim.released(base.train, noise), plain
-    jobs["control: random labels"] = victim.random_labels(keys.named(key, "labels"), clean), plain
+    jobs = victim.trials(key, base.train, perturbation, against=against, ball=ball)
     model, batch = lineage.model(config.model, base.classes), 64 if base.name == "digits" else 128
-    transform = training.clipped_sgd(0.1, 0.9, 5e-4, sets.steps(len(clean.y), batch, config.victim_epochs))
+    transform = training.clipped_sgd(0.1, 0.9, 5e-4, sets.steps(len(base.train.y), batch, config.victim_epochs))
     found = {}
-    for name, (seen, against) in jobs.items():
-        if against.prepare is not None:
-            seen = against.prepare(keys.named(key, "prepare"), seen)
-        method = lineage.victim(model, transform, config.victim_augment, against._replace(prepare=None))
+    for name, (seen, one) in jobs.items():
+        if one.prepare is not None:
+            seen = one.prepare(keys.named(key, "prepare"), seen)
+        method = lineage.victim(model, transform, config.victim_augment, one._replace(prepare=None))
         title = f"victim {name.replace(': ', ' ').replace(', ', ' ')}"
         _, history = fit(
             config.run, title, model, method, config.seed, seen, base.test,

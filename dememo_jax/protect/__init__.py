@@ -23,7 +23,7 @@ from dememo_jax.protect.provable import provable
 from dememo_jax.protect.refine import descent
 from dememo_jax.protect.shortcut import one_pixel
 from dememo_jax.protect.tangent import ntga
-from dememo_jax.protect.victim import Outcome, learned, random_labels, random_noise
+from dememo_jax.protect.victim import Outcome, evaluate, learned, random_labels, random_noise, trials
 
 __all__ = [
     "Countermeasure",
@@ -41,6 +41,7 @@ __all__ = [
     "descent",
     "entangled_features",
     "error_minimizing",
+    "evaluate",
     "finished",
     "generate",
     "hypocritical",
@@ -60,5 +61,6 @@ __all__ = [
     "shortcut_directions",
     "tensor_clog",
     "transferable",
+    "trials",
     "unlock",
 ]

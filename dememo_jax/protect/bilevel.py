@@ -134,7 +134,14 @@ def alternate(
         store, join, context, notice,
     )  # fmt: skip
     steps = sum(phase.iterations for phase in phases)
-    return Recipe(partial(_init, plan), partial(_step, plan), steps, stop, lambda state, data: state.perturbation)
+
+    def init(key: Key, data: Dataset, mask: Array | None = None) -> BilevelState:
+        return _init(plan, key, data, mask)
+
+    def step(key: Key, state: BilevelState, data: Dataset) -> tuple[BilevelState, Info]:
+        return _step(plan, key, state, data)
+
+    return Recipe(init, step, steps, stop, lambda state, data: state.perturbation)
 
 
 class Plan(NamedTuple):

@@ -30,6 +30,7 @@ def transferable(
     batch: int = 512,
     passes: int | None = None,
     learner_steps: int = 20,
+    sharpness: float = 0.0,
 ) -> Recipe:
     """Transferable unlearnable examples (TUE): Ren et al. 2023, in two forms that are different methods.
 
@@ -43,7 +44,8 @@ def transferable(
     Model, `nets.resnet18(128)` say; tx defaults to Adam 1e-3.
 
     Steps are signs of stride radius/10 from a uniform start. Images stay in their boxes (published: the boxes of two
-    augmented views). The batch is part of the objective, and each pass goes over the data in another order.
+    augmented views). The batch is part of the objective, and each pass goes over the data in another order. `sharpness`
+    is for the paper's form, which has weights to move.
     """
     paper = _check_form(form, encoder)
     weight = (1.0 if paper else 0.1) if separation is None else separation
@@ -55,6 +57,7 @@ def transferable(
         stride=radius / 10 if stride is None else stride,
         steps=(5 if paper else 20) if inner_steps is None else inner_steps,
         view=refine.twice(augments.strong(1.0)) if paper else None,
+        sharpness=sharpness if paper else 0.0,
     )
 
     def learner(steps: int) -> Method:

@@ -62,7 +62,8 @@ def adversarial(
     radius: float = 8 / 255,
     stride: float | None = None,
     classes: int = 10,
-    offset: int | None = 1,
+    offset: int = 1,
+    untargeted: bool = False,
     inner_steps: int = 250,
     restarts: int = 8,
     epochs: int = 40,
@@ -73,12 +74,12 @@ def adversarial(
     """Targeted adversarial poisoning (TAP): Fowl et al. 2021. Images carry the features of the next class.
 
     Sign descent of CE(f(t(x + delta)), (y + offset) mod K), with t a random shift of up to `shift` pixels (bilinear) and
-    flip, stride radius/20, from a random start. `offset=None`: the untargeted form, ascent of CE on the true label, which
-    its authors call brittle. Of the `restarts` each image keeps its best (published: all images keep the same one; other
+    flip, stride radius/20, from a random start. untargeted: ascent of CE on the true label instead, which its authors
+    call brittle. Of the `restarts` each image keeps its best (published: all images keep the same one; other
     codes do one). Starts are uniform in the ball (published: a clipped normal).
     """
-    require(offset is None or offset % classes, f"offset {offset} is the true label's; the target must be another class")
-    aim = objectives.maximizing(model) if offset is None else objectives.targeted(model, classes, offset)
+    require(offset % classes, f"offset {offset} is the true label's; the target must be another class")
+    aim = objectives.maximizing(model) if untargeted else objectives.targeted(model, classes, offset)
     improve = refine.descent(
         aim,
         projected.linf(radius),
@@ -128,6 +129,7 @@ def tensor_clog(
     parts: int = 25,
     explode: bool = False,
     batch: int = 512,
+    sharpness: float = 0.0,
 ) -> Recipe:
     """TensorClog: Shen et al. 2019, in the form of Fowl et al.'s code. Images whose loss gradient vanishes.
 
@@ -141,6 +143,7 @@ def tensor_clog(
         steps=inner_steps,
         start="random",
         view=refine.augmented(augments.compose(augments.shift(4.0), augments.flip())),
+        sharpness=sharpness,
     )
     return pretrained(model, tx, improve, epochs=epochs, parts=parts, classes=classes, sweep_batch=batch)
 
@@ -225,6 +228,7 @@ def entangled_features(
     epochs: int = 100,
     attack_steps: int = 10,
     parts: int = 25,
+    sharpness: float = 0.0,
 ) -> Recipe:
     """Entangled features (EntF): Wen et al. 2023, against victims that train adversarially.
 
@@ -243,6 +247,7 @@ def entangled_features(
         steps=inner_steps,
         start="random",
         view=refine.augmented(augments.compose(augments.shift(4.0), augments.flip())),
+        sharpness=sharpness,
     )
 
     def centroids(state, data):
@@ -266,6 +271,7 @@ def linear_surrogate(
     stride: float | None = None,
     weight: float = 0.9,
     tx: Optimiser = PIL_SGD,
+    sharpness: float = 0.0,
 ) -> Recipe:
     """Perturbation-induced linearization (PIL): Liu et al. 2026. A linear surrogate is enough, and a minute.
 
@@ -282,7 +288,12 @@ def linear_surrogate(
         return weight * losses.cross_entropy(taken, seen.y) + (1 - weight) * uniform
 
     improve = refine.descent(
-        objective, projected.linf(radius), stride=radius / 10 if stride is None else stride, steps=inner_steps, start="random"
+        objective,
+        projected.linf(radius),
+        stride=radius / 10 if stride is None else stride,
+        steps=inner_steps,
+        start="random",
+        sharpness=sharpness,
     )
     return pretrained(model, tx, improve, epochs=epochs, parts=1, classes=classes, batch=512, augment=None)
 

@@ -1,5 +1,6 @@
 """Perturbations against a weight-noised surrogate, whose certificate they are made to lower: PUE."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,11 @@ def hardening(plain: Method, noisy: Method) -> Method:
     return Method(init, step)
 
 
+def _surrogate(model: Model, tx: Optimiser, sigmas: tuple[float, ...], draws: int, steps: int) -> Method:
+    transform = train.optimiser(tx, steps)
+    return hardening(train.sgd(model, transform), train.weight_noise(model, transform, sigmas=sigmas, draws=draws))
+
+
 def provable(
     model: Model,
     tx: Optimiser = SGD,
@@ -53,6 +59,7 @@ def provable(
     stop: float | None = 0.1,
     switch: float = 0.5,
     portion: float = 0.2,
+    sharpness: float = 0.0,
 ) -> Recipe:
     """Provably unlearnable examples (PUE): Wang et al. 2025. Error-minimizing noise under a ramp of weight noise.
 
@@ -75,17 +82,13 @@ def provable(
         steps=inner_steps * len(sigmas),
         shift=refine.ramp(sigmas),
         draws=noise_draws,
+        sharpness=sharpness,
         box=granularity == "sample",
     )
 
-    def learner(steps: int) -> Method:
-        transform = train.optimiser(tx, steps)
-        noisy = train.weight_noise(model, transform, sigmas=sigmas, draws=learner_draws)
-        return hardening(train.sgd(model, transform), noisy)
-
     return alternate(
         model,
-        learner,
+        partial(_surrogate, model, tx, sigmas, learner_draws),
         improve,
         phases=(Phase(passes, learner_steps),),
         batch=batch,

@@ -1,6 +1,6 @@
 """What a victim learns from protected data: the measure of every perturbation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 
 from dememo_jax import augment as augments
 from dememo_jax import data as sets
-from dememo_jax import evaluate, keys, loop, models, projected, train
+from dememo_jax import evaluate as evaluation
+from dememo_jax import keys, loop, models, projected, train
 from dememo_jax.errors import require
 from dememo_jax.protect.countermeasures import Countermeasure
 from dememo_jax.train import Augment, Optimiser
@@ -87,7 +88,7 @@ def learned(
     curves: list[tuple[float, float]] = []
 
     def after(done, state, info):
-        right = float(evaluate.accuracy(*models.freeze(model, state.weights), test))
+        right = float(evaluation.accuracy(*models.freeze(model, state.weights), test))
         curves.append((right, float(info["accuracy"].mean())))
         watch(len(curves), {"test": right, "train": curves[-1][1]})
 
@@ -96,6 +97,51 @@ def learned(
         steps=per_epoch * epochs, every=per_epoch, after=after, batch=batch,
     )  # fmt: skip
     return Outcome(tuple(t for t, _ in curves), tuple(t for _, t in curves), state.weights)
+
+
+def trials(
+    key: Key,
+    data: Dataset,
+    perturbation: Perturbation,
+    *,
+    against: Mapping[str, Countermeasure],
+    ball: projected.Ball | None = None,
+) -> dict[str, tuple[Dataset, Countermeasure]]:
+    """What victims are trained on to measure a perturbation, by name: the released data, and what they do about it.
+
+    "clean", "protected", "protected, NAME" for each countermeasure, "control: random noise" of the same `ball` on the
+    same examples, and "control: random labels", which shows what can be reached without learning.
+    """
+    plain, clean, protected = Countermeasure(), released(data, None), released(data, perturbation)
+    found = {"clean": (clean, plain), "protected": (protected, plain)}
+    found |= {f"protected, {name}": (protected, one) for name, one in against.items()}
+    if ball is not None:
+        noise = random_noise(keys.named(key, "random noise"), data, perturbation.mask, ball=ball)
+        found["control: random noise"] = released(data, noise), plain
+    found["control: random labels"] = random_labels(keys.named(key, "labels"), clean), plain
+    return found
+
+
+def evaluate(
+    model: Model,
+    key: Key,
+    data: Dataset,
+    test: Dataset,
+    perturbation: Perturbation,
+    *,
+    against: Mapping[str, Countermeasure],
+    ball: projected.Ball | None = None,
+    watch: Callable[[str, int, dict[str, float]], Any] = lambda *_: None,
+    **how: Any,
+) -> dict[str, Outcome]:
+    """A fresh victim for each of the `trials`, all with the same key: what protection costs, withstands, and beats.
+
+    `how` is that of `learned`: tx, augment, epochs, batch. `watch(trial, epoch, accuracies)` may print.
+    """
+    return {
+        name: learned(model, key, seen, test, against=one, watch=partial(watch, name), **how)
+        for name, (seen, one) in trials(key, data, perturbation, against=against, ball=ball).items()
+    }
 
 
 # --- controls ----------------------------------------------------------------------------------------------------
