@@ -29,7 +29,7 @@ from dememo_jax import (
 
 __version__ = "0.1.0"
 
-_DOORS = ("checkpoint", "report", "sources")  # disk, clock and network: opened when first named
+_DOORS = ("checkpoint", "release", "report", "sources")  # disk, clock and network: opened when first named
 
 
 def __getattr__(name: str) -> Any:

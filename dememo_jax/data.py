@@ -42,6 +42,9 @@ def perturb(data: Dataset, perturbation: Perturbation | None, join: Callable[[Ar
     if perturbation is None:
         return data
     check_covers(perturbation, data)
+    shape, image = perturbation.delta.shape[1:], data.x.shape[1:]
+    fits = shape[:-1] == image[:-1] and shape[-1:] in (image[-1:], (1,))
+    require(join is not operator.add or fits, f"noise of shape {list(shape)} does not fit images of shape {list(image)}")
     delta = perturbation.delta[perturbation.row[data.index]].astype(data.x.dtype)
     mask = perturbation.mask[data.index].reshape(-1, *[1] * (data.x.ndim - 1))
     return data._replace(x=jnp.where(mask, jnp.clip(join(data.x, delta), 0.0, 1.0), data.x))

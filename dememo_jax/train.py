@@ -62,7 +62,11 @@ def dropping_sgd(
     lr: float, momentum: float, weight_decay: float, drops: tuple[float, ...], nesterov: bool, steps: int
 ) -> optax.GradientTransformation:
     """SGD whose rate falls tenfold at the given shares of the run."""
-    rate = optax.piecewise_constant_schedule(lr, {max(1, round(share * steps)): 0.1 for share in drops})
+    falls: dict[int, float] = {}
+    for share in drops:
+        at = max(1, round(share * steps))
+        falls[at] = 0.1 * falls.get(at, 1.0)
+    rate = optax.piecewise_constant_schedule(lr, falls)
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=nesterov))
 
 
@@ -74,6 +78,7 @@ def adversary(model: Model, ball: projected.Ball, *, stride: float, steps: int, 
 
     What it adds is a constant to whoever differentiates through the images. No steps leave the random start.
     """
+    require(steps >= 0 and stride > 0, f"an adversary needs steps >= 0 and a positive stride, got {steps} and {stride}")
 
     def view(key: Key, weights: Weights, batch: Dataset) -> Array:
         x = jax.lax.stop_gradient(batch.x)
@@ -81,8 +86,8 @@ def adversary(model: Model, ball: projected.Ball, *, stride: float, steps: int, 
         def gradient(_, t, noise):
             return jax.grad(lambda images: -loss(model.apply(weights, images), batch.y).sum())(x + noise)
 
-        def project(noise):
-            return jnp.clip(x + ball.project(noise), 0.0, 1.0) - x
+        def project(noise):  # images may lie outside [0, 1] before: they are not driven further, nor back
+            return jnp.clip(x + ball.project(noise), jnp.minimum(x, 0.0), jnp.maximum(x, 1.0)) - x
 
         to_start, to_search = jax.random.split(key)
         start = project(ball.draw(to_start, x.shape))

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
-from dememo_jax import cli
+from dememo_jax import cli, protect
+from dememo_jax.cli import recipes
 
 DEMEMO = str(Path(sys.executable).with_name("dememo"))
 
@@ -77,7 +79,8 @@ def test_help_names_every_command_and_method(capsys):
     text = capsys.readouterr().out
     assert all(name in text for name in ("quickstart", "protect", "train", "unlearn", "audit", "certify", "join", "report"))
     assert inside("protect", "--help") == 0
-    assert "{ue-s,ue-c,ops}" in capsys.readouterr().out
+    text = "".join(capsys.readouterr().out.split())
+    assert "{ue-s,ue-c,em,gray,aue,rem,sem,lock,tap,tap-untargeted," in text.replace("│", "")
     assert inside("unlearn", "--help") == 0
     assert "{retrain,finetune,gradient-ascent}" in capsys.readouterr().out
 
@@ -165,6 +168,64 @@ def test_other_noise_statistics_and_precision(victim, tmp_path):
     assert "Sigma" in certificate["radius"]
 
 
+def test_protect_releases_and_evaluates(tmp_path, capsys):
+    ask = (
+        "protect",
+        "--run",
+        tmp_path / "p",
+        "--method",
+        "lsp",
+        "--images",
+        "--evaluate",
+        "--model",
+        "mlp",
+        "--victim-epochs",
+        2,
+    )
+    assert inside(*ask, "--countermeasures", "mixup", "jpeg", "--classes", 1, 2) == 0
+    found = result(tmp_path / "p")["values"]
+    names = ["clean", "protected", "protected, mixup", "protected, jpeg", "control: random noise", "control: random labels"]
+    assert list(found["evaluation"]) == names
+    assert all(len(one["test"]) == 2 and one["peak"] == max(one["test"]) for one in found["evaluation"].values())
+    manifest = json.loads((tmp_path / "p" / "release" / "manifest.json").read_text())
+    assert manifest["budget"]["norm"] == "l2"
+    assert manifest["measured"]["holds"]
+    assert manifest["counts"]["protected"] == found["protected"] < manifest["counts"]["train"]
+    assert len(list((tmp_path / "p" / "release" / "images").rglob("*.png"))) == 1347
+    train = ("train", "--run", tmp_path / "t", "--data", tmp_path / "p" / "release" / "released.npz", "--model", "mlp")
+    assert inside(*train, "--epochs", 1, "--countermeasure", "gray", "mixup", "--augment", "crop-flip") == 0
+    assert "against it: gray, mixup" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["em", "tap", "pue", "tue", "ntga", "pil", "lock", "ar", "cuda", "random-class"])
+def test_methods_by_name(method, tmp_path):
+    """Those whose arguments the command line makes in a way of its own."""
+    few = {
+        "em": ("--epochs", 1), "tap": ("--epochs", 1, "--restarts", 2, "--inner-steps", 2),
+        "pue": ("--draws", 2, "--passes", 1), "tue": ("--passes", 1), "ntga": ("--passes", 1), "pil": ("--epochs", 1), "lock": ("--passes", 1),
+    }  # fmt: skip
+    assert inside("protect", "--run", tmp_path, "--method", method, "--model", "mlp", *few.get(method, ())) == 0
+    found = result(tmp_path)["values"]["measured"]
+    assert found["holds"]
+    assert found["linf"] > 0
+
+
+def test_non_finite_noise_keeps_what_was_made(tmp_path, monkeypatch, capsys):
+    def exploding(job):
+        rate = optax.piecewise_constant_schedule(0.1, {4: 1e38})
+        how = {"learner_steps": 2, "batch": 128, "radius": 0.2, "stop": None}
+        return protect.error_minimizing(job.model, optax.sgd(rate), **how)
+
+    monkeypatch.setitem(recipes.KINDS, "ue-s", recipes.KINDS["ue-s"]._replace(make=exploding))
+    assert inside("protect", "--run", tmp_path / "p", "--model", "mlp") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "at outer iteration 2" in said
+    assert "perturbation-partial.npz" in said
+    with np.load(tmp_path / "p" / "perturbation-partial.npz", allow_pickle=False) as kept:
+        assert 0 < np.abs(kept["delta"]).max() <= 0.2
+    assert not (tmp_path / "p" / "result.json").exists()
+
+
 def test_killed_between_weights_and_result(victim, tmp_path):
     shutil.copytree(victim, tmp_path / "copy")
     train = ("train", "--from", tmp_path / "copy" / "ops", "--run", tmp_path / "copy" / "victim", "--model", "mlp")
@@ -205,6 +266,13 @@ REFUSED = {
     "npz": ("train --run N --data nowhere.npz", "no such file"),
     "budget": ("protect --run N --radius 0", "--radius must be positive"),
     "budget nan": ("protect --run N --radius nan", "--radius must be positive"),
+    "budget in range": ("protect --run N --radius 1.5", "must lie in (0, 1]"),
+    "no budget": ("protect --run N --method ops --radius 0.1", "ops has no budget in a norm"),
+    "pixels": ("protect --run N --method ops --pixels 65", "pixels must be between 1 and 64"),
+    "sharpness": ("protect --run N --method tue --sharpness 0.1", "tue looks at no weights"),
+    "restarts": ("protect --run N --method tap --restarts 0", "--restarts must be positive"),
+    "two adversaries": ("train --run N --countermeasure at at-l2", "two countermeasures have an entry for 'adversary'"),
+    "countermeasure": ("train --run N --countermeasure magic", "magic"),
     "share": ("protect --run N --share 0", "share must lie in (0, 1]"),
     "protect class": ("protect --run N --classes 12", "class 12 does not exist"),
     "forget class": ("unlearn --run N --from V/victim --forget-classes 10", "class 10 does not exist"),

@@ -167,3 +167,21 @@ def test_noise_of_a_smaller_set_is_refused():
     noise = Perturbation(*map(jax.numpy.asarray, (np.zeros((4, 2, 2, 1)), np.arange(4), np.ones(4, bool))))
     with pytest.raises(BadInput, match="example 4 has no noise"):
         sets.perturb(sets.make(np.zeros((5, 2, 2, 1), np.float32), np.zeros(5, int)), noise)
+
+
+def test_noise_of_another_image_shape_is_refused():
+    data = sets.make(np.zeros((4, 4, 4, 3)), np.zeros(4))
+    mask = jnp.ones(4, bool)
+    for shape in ((1, 4, 3), (6, 6, 3), (4, 4, 2), (4, 4)):
+        with pytest.raises(BadInput, match="does not fit images"):
+            sets.perturb(data, Perturbation(jnp.zeros((4, *shape)), jnp.arange(4), mask))
+    gray = Perturbation(jnp.full((4, 4, 4, 1), 0.5), jnp.arange(4), mask)
+    assert (np.asarray(sets.perturb(data, gray).x) == 0.5).all()  # one channel of noise is worn by all
+
+
+def test_masks_are_checked():
+    assert np.asarray(sets.check_mask(None, 3)).tolist() == [True] * 3
+    assert np.asarray(sets.check_mask([True, False, True], 3)).tolist() == [True, False, True]
+    for wrong in ([True], [1, 0, 1], [False] * 3):
+        with pytest.raises(BadInput, match="mask"):
+            sets.check_mask(wrong, 3)

@@ -1,6 +1,6 @@
 """Numbers of a small run on digits, pinned: they move only when the mathematics or the random draws do.
 
-If you changed either on purpose, run this file with `-s`, check that the printed numbers make sense, and pin them. If
+If you changed either on purpose, run this file with `-s -n 0`, check that the printed numbers make sense, and pin them. If
 you did not, something that should not matter has begun to. The tolerances absorb other machines' floating point.
 """
 

@@ -3,11 +3,16 @@
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 from dememo_jax import cli
+from dememo_jax.cli import configs, recipes
+from dememo_jax.protect import countermeasures
 
 README = Path(__file__).parent.parent / "README.md"
 CERTIFICATION = README.parent / "docs" / "certification.md"
+PROTECT = README.parent / "docs" / "protect.md"
+PAGES = (README, CERTIFICATION, PROTECT)
 
 
 def blocks(language, page=README):
@@ -36,20 +41,32 @@ apply, params = dm.models.freeze(model, model.init(key, test.x[:1]))
     assert "draws_needed" in capsys.readouterr().out
 
 
+def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # it writes a release
+    (code,) = blocks("python", PROTECT)
+    exec(compile(code, "protect.md", "exec"), {})
+    assert "'protected, mixup'" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "release").iterdir()) == ["images", "manifest.json", "released.npz"]
+
+
+def test_methods_of_the_page_are_those_of_the_command():
+    rows = re.findall(r"^\| (`[^|]*) \| [^|]* \| [^|]* \|$", PROTECT.read_text(), flags=re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([a-z-]+)`", row)]
+    assert sorted(named) == sorted(recipes.KINDS)
+    assert set(recipes.KINDS) == set(get_args(configs.Perturb))
+    assert set(countermeasures.NAMES) == set(get_args(configs.Counter))
+
+
 def test_commands_parse():
     lines = [
-        line
-        for page in (README, CERTIFICATION)
-        for block in blocks("sh", page)
-        for line in block.splitlines()
-        if line.startswith("dememo ")
+        line for page in PAGES for block in blocks("sh", page) for line in block.splitlines() if line.startswith("dememo ")
     ]
-    assert len(lines) == 12
+    assert len(lines) == 15
     for line in lines:
         cli.parse(shlex.split(line, comments=True)[1:])
 
 
 def test_files_it_names_exist():
-    for page in (README, CERTIFICATION):
-        for name in re.findall(r"\b(?:benchmarks|docs|experiments|tests)/[\w./-]+\w", page.read_text()):
+    for page in PAGES:
+        for name in re.findall(r"(?<![\w/])(?:benchmarks|docs|experiments|tests)/[\w./-]+\w", page.read_text()):
             assert (README.parent / name).exists(), name

@@ -45,9 +45,10 @@ def story(config: Quickstart) -> Iterator[tuple[str, list[Any]]]:
     """The stages, and the commands of each."""
     at = config.run
     often: dict[str, Any] = {"model": config.model, "seed": config.seed, "checkpoint_seconds": config.checkpoint_seconds}
-    noise: dict[str, Any] = {"radius": config.radius, "pixels": config.pixels, "passes": config.passes}
+    learned: dict[str, Any] = {"radius": config.radius, "passes": config.passes}
+    noise: dict[str, dict[str, Any]] = {"ue-s": learned, "ue-c": learned, "ops": {"pixels": config.pixels}}
     methods: tuple[Perturb, ...] = ("ue-s", "ue-c", "ops")
-    yield "a. protect: perturb the training images", [Protect(at / f"protect-{m}", m, **noise, **often) for m in methods]
+    yield "a. protect: perturb the training images", [Protect(at / f"protect-{m}", m, **noise[m], **often) for m in methods]
     often["epochs"] = config.epochs
     victims = [Train(at / "train-clean", **often), *(Train(at / f"train-{m}", at / f"protect-{m}", **often) for m in methods)]
     classes = Train(at / "train-classes", at / "protect-ue-s", protected_classes=PROTECTED, **often)

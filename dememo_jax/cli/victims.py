@@ -15,7 +15,7 @@ from dememo_jax import train as training
 from dememo_jax.cli import lineage, recipes, runs
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
-from dememo_jax.protect import combine, countermeasure, victim
+from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
 from dememo_jax.report import Plot, Section, Table
 from dememo_jax.types import Dataset, Method, Model, Perturbation
 
@@ -60,7 +60,7 @@ def train_victim(config: Train) -> dict:
     if config.random_labels:
         seen = victim.random_labels(keys.named(key, "labels"), seen)
     if against.prepare is not None:
-        seen, perturbation = against.prepare(keys.named(key, "prepare"), sets.perturb(seen, perturbation)), None
+        seen, perturbation = against.prepare(keys.named(key, "prepare"), victim.released(seen, perturbation)), None
     model, steps = lineage.model(config.model, base.classes), sets.steps(len(seen.y), config.batch, config.epochs)
     transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
     method = lineage.victim(model, transform, config.augment, against._replace(prepare=None))

@@ -116,7 +116,8 @@ def alternate(
     refine: new noise for a batch. Sample-wise it replaces the batch's rows; class-wise each row becomes the mean over the
     class's examples in the batch, batch after batch. Examples outside the mask are learned from as they are.
     context(learner_state, data): what `refine` needs to know of the whole set, made once before each pass.
-    portion: work with a random share of the data only. shuffle: go over the data in another order in each pass.
+    portion: work with a random share of the data only; a class that it misses gets no noise.
+    shuffle: go over the data in another order in each pass.
     shape: of a row of noise, made of an image's.
     store: type of the sample-wise noise between passes, rounded towards zero; half precision is 0.004 grey levels fine
     at a budget of 8/255, and halves the memory. Class-wise noise is kept as it is.
@@ -129,6 +130,7 @@ def alternate(
     require(batch >= 1 and (sweep_batch is None or sweep_batch >= 1), f"batches must have examples, got {batch}, {sweep_batch}")
     require(0 < portion <= 1, f"portion must lie in (0, 1], got {portion}")
     require(granularity in ("sample", "class"), f"granularity must be 'sample' or 'class', got {granularity!r}")
+    require(model is not None or stop is None, "without a model no error is measured that could stop the run")
     plan = Plan(
         model, learner, refine, phases, batch, sweep_batch or batch, granularity, classes, portion, shuffle, begin, shape,
         store, join, context, notice,
@@ -177,7 +179,7 @@ def _init(plan: Plan, key: Key, data: Dataset, mask: Array | None = None) -> Bil
     kind = plan.store if plan.granularity == "sample" else None
     table = blank(data, mask, granularity=plan.granularity, classes=plan.classes, shape=plan.shape, dtype=kind)
     if plan.begin is not None:
-        drawn = _stored(plan.begin(keys.named(key, "noise"), table.delta.shape), table.delta.dtype)
+        drawn = stored(plan.begin(keys.named(key, "noise"), table.delta.shape), table.delta.dtype)
         worn = jnp.zeros(len(drawn), bool).at[table.row].max(table.mask)  # rows that some protected example has
         table = table._replace(delta=jnp.where(worn.reshape(-1, *[1] * (drawn.ndim - 1)), drawn, 0))
     start = _method(plan, data).init(keys.named(key, "learner"), data.x[:1])
@@ -237,7 +239,7 @@ def _sweep(plan, phase, key, order, learned, table, data, number) -> Perturbatio
     """The noise after a pass over one of the phase's parts of the data."""
     among = _chosen(plan, order, data)
     if plan.shuffle:
-        among = jax.random.permutation(keys.at(order, number // phase.parts), among)
+        among = jax.random.permutation(keys.at(keys.named(order, "sweep"), number // phase.parts), among)
     at, real = map(jnp.asarray, sets.blocks(len(among), plan.sweep_batch))
     known = plan.context(learned, data)
 
@@ -278,13 +280,18 @@ def _check_fits(model: Model, weights: Weights, x: Array, classes: int) -> None:
     require(fits, f"the surrogate must give [B, {classes}] logits, one a class; for one image it gave {list(logits)}")
 
 
-def _stored(noise: Array, dtype: Any) -> Array:
-    # Rounding to half precision must not leave the ball.
-    return noise.astype(dtype) if dtype != jnp.float16 else (noise * (1 - 2**-11)).astype(dtype)
+def stored(noise: Array, dtype: Any) -> Array:
+    """Noise in the type of a table, rounded towards zero: rounding to half precision must not leave the ball."""
+    rounded = noise.astype(dtype)
+    if dtype != jnp.float16:
+        return rounded
+    beyond = jnp.abs(rounded.astype(noise.dtype)) > jnp.abs(noise)
+    bits = jax.lax.bitcast_convert_type(rounded, jnp.uint16) - beyond.astype(jnp.uint16)  # one step nearer to zero
+    return jax.lax.bitcast_convert_type(bits, jnp.float16)
 
 
 def _replace(delta: Array, rows: Array, new: Array) -> Array:
-    return delta.at[rows].set(_stored(new, delta.dtype), mode="drop")
+    return delta.at[rows].set(stored(new, delta.dtype), mode="drop")
 
 
 def _average(delta: Array, rows: Array, new: Array) -> Array:

@@ -32,7 +32,7 @@ def combine(*parts: Countermeasure) -> Countermeasure:
 
     def only(name):
         given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
-        require(len(given) <= 1, f"two countermeasures bring a {name} each; choose one")
+        require(len(given) <= 1, f"two countermeasures have an entry for {name!r}; only one can")
         return given[0] if given else None
 
     prepares = [part.prepare for part in parts if part.prepare is not None]
@@ -67,16 +67,18 @@ def once(augment: Augment, block: int = 512) -> Callable[[Key, Dataset], Dataset
 def shortcut_directions(
     key: Key, data: Dataset, *, classes: int, epochs: int = 20, batch: int = 1024, lr: float = 0.1
 ) -> Array:
-    """Orthonormal directions [D, K] that a linear classifier, without bias, finds in the images: Sandoval-Segura et al. 2023.
+    """Orthonormal directions [D, K - 1] that a linear classifier, without bias, finds in the images: Sandoval-Segura et al. 2023.
 
-    SGD at `lr`, tenfold less from one half and from three quarters of the epochs, as published.
+    SGD at `lr`, tenfold less from one half and from three quarters of the epochs, as published. From weights of zero, where
+    the published code starts at random, so that nothing but what is learned is taken out: the weights of K classes then
+    add up to zero, and span K - 1 directions.
     """
     linear = models.from_apply(partial(_zeros, classes), lambda params, x: x.reshape(len(x), -1) @ params["w"])
     steps = sets.steps(len(data.y), min(batch, len(data.y)), epochs)
     method = train.sgd(linear, train.dropping_sgd(lr, 0.0, 0.0, (0.5, 0.75), False, steps))
     run = jax.jit(partial(loop.scan, method, steps=steps, batch=min(batch, len(data.y))))
     state = run(key, method.init(key, data.x[:1]), data)[0]
-    return jnp.linalg.qr(state.weights.params["w"])[0]
+    return jnp.linalg.qr(state.weights.params["w"])[0][:, :-1]
 
 
 def _zeros(classes: int, key: Key, x: Array) -> dict[str, Array]:
@@ -105,7 +107,6 @@ NAMES = (
 )  # fmt: skip
 
 
-@functools.lru_cache
 def countermeasure(name: str, *, scale: float = 1.0) -> Countermeasure:
     """One of `NAMES` at the settings that the literature tests on CIFAR-10.
 
@@ -114,6 +115,11 @@ def countermeasure(name: str, *, scale: float = 1.0) -> Countermeasure:
     at: PGD-10 in l-inf 8/255, at-l2: in l2 0.5; orthogonal: the shortcut directions of a linear classifier taken out.
     scale: times those budgets of gaussian, at and at-l2. The same arguments give the same object.
     """
+    return _countermeasure(name, float(scale))
+
+
+@functools.lru_cache
+def _countermeasure(name: str, scale: float) -> Countermeasure:
     require(name in NAMES, f"unknown countermeasure {name!r}; expected one of {', '.join(NAMES)}")
     makers: dict[str, Callable[[], Countermeasure]] = {
         "rotation": lambda: Countermeasure(augment=augments.rotation(15)),

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from dememo_jax import augment as augments
@@ -82,7 +83,8 @@ def _contrast(encoder: Model | None, temperature: float, weight: float, csd: ref
     def objective(weights: Weights, seen: refine.Seen) -> Array:
         if encoder is None:
             return weight * csd(weights, seen)
-        return objectives.nt_xent(encoder.apply(weights, seen.x), temperature).mean() + weight * csd(weights, seen)
+        each = objectives.nt_xent(encoder.apply(weights, seen.x), temperature, seen.active)
+        return each.sum() / jnp.maximum(2 * seen.active.sum(), 1) + weight * csd(weights, seen)
 
     return objective
 

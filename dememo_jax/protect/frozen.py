@@ -254,7 +254,8 @@ def entangled_features(
         found = jax.lax.map(lambda at: features(state.weights, data.x[at]), jnp.asarray(sets.blocks(len(data.y), 512)[0]))
         found = found.reshape(-1, found.shape[-1])[: len(data.y)]
         member = jax.nn.one_hot(data.y, classes)
-        return (member.T @ found) / jnp.maximum(member.sum(axis=0), 1)[:, None]
+        count = member.sum(axis=0)[:, None]
+        return jnp.where(count > 0, (member.T @ found) / jnp.maximum(count, 1), jnp.inf)
 
     return pretrained(
         model, tx, improve, epochs=epochs, parts=parts, classes=classes, context=centroids,

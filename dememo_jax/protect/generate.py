@@ -21,6 +21,7 @@ def generate(recipe: Recipe, key: Key, data: Dataset, mask: Any = None, *, watch
     `watch(done, state, info)` may print or save. Raises BadInput before any work; NonFinite, which names the outer
     iteration, with the perturbation before it as `kept`.
     """
+    mask = None if mask is None else np.asarray(mask)
     check(recipe, data, mask)
     state = jax.jit(recipe.init)(key, data, mask)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from dememo_jax import data as sets
 from dememo_jax import projected, train
 from dememo_jax.protect import objectives, refine
-from dememo_jax.protect.bilevel import BilevelState, Phase, Recipe, alternate
+from dememo_jax.protect.bilevel import BilevelState, Phase, Recipe, alternate, stored
 from dememo_jax.train import Optimiser
 from dememo_jax.types import Array, Dataset, Model, Perturbation
 
@@ -72,5 +72,5 @@ def added(state: BilevelState, data: Dataset) -> Perturbation:
     """What the lock adds to each image, sample-wise, in half precision as all sample-wise noise."""
     locked = sets.perturb(data, state.perturbation, affine)
     return Perturbation(
-        (locked.x - data.x).astype(jnp.float16), jnp.arange(len(data.y), dtype=jnp.int32), state.perturbation.mask
+        stored(locked.x - data.x, jnp.float16), jnp.arange(len(data.y), dtype=jnp.int32), state.perturbation.mask
     )

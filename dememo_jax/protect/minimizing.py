@@ -202,5 +202,7 @@ def augmented_minimizing(
 
 
 def online(learner_steps: int, iterations: int) -> tuple[Phase, ...]:
-    """Learning on batches that are refined as they come, then one pass for the noise of all data."""
-    return Phase(iterations, -(-learner_steps // iterations), sees="refined", sweep=False), Phase(1)
+    """Learning on batches that are refined as they come, in about `iterations` parts, then one pass for the noise of all."""
+    each, more = divmod(learner_steps, min(iterations, learner_steps))
+    sizes = {each + 1: more, each: min(iterations, learner_steps) - more}
+    return *(Phase(n, size, sees="refined", sweep=False) for size, n in sizes.items() if n), Phase(1)

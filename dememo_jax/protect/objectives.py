@@ -94,23 +94,33 @@ def push(features: Features) -> Objective:
 
 
 def pull(features: Features) -> Objective:
-    """To the centroid of another class, the nearest to the own one; the context is the centroids [K, F] (EntF)."""
+    """To the centroid of another class, the nearest to the own one (EntF).
+
+    The context is the centroids [K, F], infinite for classes without examples.
+    """
 
     def objective(weights: Weights, seen: Seen) -> Array:
         centroids = seen.context
         apart = jnp.square(centroids[:, None] - centroids[None]).sum(axis=-1)
-        nearest = jnp.argmin(jnp.where(jnp.eye(len(apart), dtype=bool), jnp.inf, apart), axis=1)
+        nobody = jnp.eye(len(apart), dtype=bool) | ~jnp.isfinite(apart)  # itself, and classes without examples
+        nearest = jnp.argmin(jnp.where(nobody, jnp.inf, apart), axis=1)
         return jnp.square(features(weights, seen.x) - centroids[nearest[seen.y]]).mean(axis=-1)
 
     return objective
 
 
-def nt_xent(z: Array, temperature: float) -> Array:
-    """SimCLR's contrastive loss (Chen et al. 2020) of two embeddings of each of B examples, z [2B, D] -> [2B]."""
+def nt_xent(z: Array, temperature: float, active: Array | None = None) -> Array:
+    """SimCLR's contrastive loss (Chen et al. 2020) of two embeddings of each of B examples, z [2B, D] -> [2B].
+
+    Examples that are not `active` [B] are nobody's negatives, and count 0.
+    """
     unit = z / jnp.maximum(_length(z)[:, None], 1e-12)
     count = len(z) // 2
-    logits = jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, unit @ unit.T / temperature)
-    return losses.cross_entropy(logits, (jnp.arange(len(z)) + count) % len(z))
+    some = jnp.ones(len(z), bool) if active is None else jnp.tile(active, 2)
+    own, other = jnp.eye(len(z), dtype=bool), (jnp.arange(len(z)) + count) % len(z)
+    partner = jnp.arange(len(z))[None] == other[:, None]
+    logits = jnp.where(partner | (some[None] & ~own), unit @ unit.T / temperature, -jnp.inf)
+    return jnp.where(some, losses.cross_entropy(logits, other), 0.0)
 
 
 def _length(rows: Array) -> Array:

@@ -70,10 +70,10 @@ def provable(
     networks; class-wise, each class takes the mean of its images. The online surrogate for a certificate is
     `state.learner.weights`; its batch statistics end near those of the largest sigma, as in the published code.
 
-    Differences from the published code: the portion is random rather than stratified, the surrogate learns from it alone
-    and on images clipped to [0, 1]; its gradient is clipped once and not while it accumulates; single images' boxes do not
-    shrink a class's noise; and the noise keeps its sign, where the released data lost the negative half
-    (`release.quantise(form="positive_part")` is that).
+    Differences from the published code: the portion is random rather than stratified, the surrogate learns from it alone,
+    on images clipped to [0, 1], and stops by its error on all data; its gradient is clipped once and not while it
+    accumulates; single images' boxes do not shrink a class's noise; and the noise keeps its sign, where the released data
+    lost the negative half (`release.quantise(form="positive_part")` is that).
     """
     improve = refine.descent(
         objectives.minimizing(model),

@@ -98,6 +98,7 @@ class Job(NamedTuple):
 
 def _refine(how: How, key: Key, weights: Weights, context: Any, examples: Dataset, noise: Array, active: Array) -> Array:
     job = Job(examples, active, weights, context)
+    noise = _worn(job, noise)
     if how.restarts == 1:
         return _attempt(how, job, key, noise)
 
@@ -117,7 +118,7 @@ def _attempt(how: How, job: Job, key: Key, noise: Array) -> Array:
 
     def project(noise):
         noise = how.ball.project(noise)
-        return jnp.clip(x + noise, 0.0, 1.0) - x if how.box else noise
+        return _worn(job, jnp.clip(x + noise, 0.0, 1.0) - x if how.box else noise)
 
     def gradient(key, t, noise):
         if how.draws == 1:
@@ -142,10 +143,20 @@ def _gradient(how: How, job: Job, key: Key, t: Array, s: Array, noise: Array) ->
     """Of the objective in the noise, through one draw of view and shift."""
     weights = job.weights if how.shift is None else how.shift(keys.named(key, "shift"), t, s, job.weights, job.context)
     if how.sharpness:
-        slope = jax.grad(lambda params: _meet(how, job, noise, weights._replace(params=params), key).sum())(weights.params)
+        slope = jax.grad(lambda params: _total(how, job, noise, weights._replace(params=params), key))(weights.params)
         length = how.sharpness / jnp.maximum(tree.norm(slope), 1e-12)
         weights = weights._replace(params=tree.add(weights.params, jax.tree.map(lambda g: length * g, slope)))
-    return jax.grad(lambda noise: _meet(how, job, noise, weights, key).sum())(noise)
+    return jax.grad(lambda noise: _total(how, job, noise, weights, key))(noise)
+
+
+def _worn(job: Job, noise: Array) -> Array:
+    """Noise of those that are to have it: others meet the network as they are."""
+    return jnp.where(job.active.reshape(-1, *[1] * (noise.ndim - 1)), noise, 0.0)
+
+
+def _total(how: How, job: Job, noise: Array, weights: Weights, key: Key | None) -> Array:
+    each = _meet(how, job, noise, weights, key)
+    return jnp.where(job.active, each, 0.0).sum() if each.ndim else each
 
 
 def _meet(how: How, job: Job, noise: Array, weights: Weights, key: Key | None) -> Array:

@@ -153,6 +153,7 @@ def random_noise(key: Key, data: Dataset, mask=None, *, ball: projected.Ball, gr
     l-inf: random signs. l2: a uniform direction. l0: random pixels, black or white in each channel.
     """
     require(granularity in ("sample", "class"), f"granularity must be 'sample' or 'class', got {granularity!r}")
+    sets.check_whole(data, int(data.y.max()) + 1)
     mask = sets.check_mask(mask, len(data.y))
     sample = granularity == "sample"
     rows = len(data.y) if sample else int(data.y.max()) + 1
