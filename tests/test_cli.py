@@ -202,7 +202,8 @@ def test_methods_by_name(method, tmp_path):
     """Those whose arguments the command line makes in a way of its own."""
     few = {
         "em": ("--epochs", 1), "tap": ("--epochs", 1, "--restarts", 2, "--inner-steps", 2),
-        "pue": ("--draws", 2, "--passes", 1), "tue": ("--passes", 1), "ntga": ("--passes", 1), "pil": ("--epochs", 1), "lock": ("--passes", 1),
+        "pue": ("--draws", 2, "--passes", 1), "pil": ("--epochs", 1),
+        "tue": ("--passes", 1), "ntga": ("--passes", 1), "lock": ("--passes", 1),
     }  # fmt: skip
     assert inside("protect", "--run", tmp_path, "--method", method, "--model", "mlp", *few.get(method, ())) == 0
     found = result(tmp_path)["values"]["measured"]

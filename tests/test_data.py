@@ -1,6 +1,7 @@
 """Batches counted by hand, perturbations against a loop over examples, masks against their names."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats

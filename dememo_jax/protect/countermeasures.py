@@ -67,7 +67,7 @@ def once(augment: Augment, block: int = 512) -> Callable[[Key, Dataset], Dataset
 def shortcut_directions(
     key: Key, data: Dataset, *, classes: int, epochs: int = 20, batch: int = 1024, lr: float = 0.1
 ) -> Array:
-    """Orthonormal directions [D, K - 1] that a linear classifier, without bias, finds in the images: Sandoval-Segura et al. 2023.
+    """Orthonormal directions [D, K - 1] that a linear classifier without bias finds in images: Sandoval-Segura et al. 2023.
 
     SGD at `lr`, tenfold less from one half and from three quarters of the epochs, as published. From weights of zero, where
     the published code starts at random, so that nothing but what is learned is taken out: the weights of K classes then
