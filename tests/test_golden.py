@@ -57,6 +57,24 @@ def test_one_pixel(digits):
     check(places.sum(axis=1), GOLDEN["colours"])
 
 
+def test_recipes(digits):
+    """Mean and mean absolute noise, and how often the surrogate errs on it."""
+    recipes = {
+        "tap": protect.adversarial(MODEL, radius=0.2, epochs=4, inner_steps=10, restarts=1, parts=1),
+        "pil": protect.linear_surrogate(radius=0.2, epochs=4),
+        "tue": protect.transferable(radius=0.2, passes=3),
+        "em": protect.minimizing_online(MODEL, radius=0.2, learner_steps=20, iterations=1),
+    }
+    for name, recipe in recipes.items():
+        infos = []
+        noise = protect.generate(recipe, KEY, digits[0], watch=lambda n, s, info, infos=infos: infos.append(info))
+        delta = np.asarray(noise.delta, np.float32)
+        check([abs(delta).mean(), delta.mean()], GOLDEN[name][:2], rtol=0.02, atol=2e-4)
+        check(infos[-1].get("error", 0.0), GOLDEN[name][2], atol=0.02)
+    delta = np.asarray(protect.linear_patches(KEY, digits[0], classes=10, patch=2, radius=1.0).delta, np.float32)
+    check(delta[0, ::2, 0, 0], GOLDEN["lsp"], atol=2e-3)
+
+
 def test_unlearning_and_certificate(digits, weights):
     train_set, test_set = digits
     method = unlearn.gradient_ascent(MODEL, optax.sgd(0.02), batch=64)
@@ -78,6 +96,11 @@ GOLDEN: dict = {
     "noise": [0.052851, 0.020145],
     "places": [0, 7, 15, 16, 1, 23, 8, 24, 31, 32],  # pixels that are black in every image of the class
     "colours": [1.0] * 10,
+    "tap": [0.07306, 0.02283, 0.89978],
+    "pil": [0.13411, 0.03823, 1.0],
+    "tue": [0.14776, 0.03338, 0.0],
+    "em": [0.12593, 0.04293, 0.00074],
+    "lsp": [0.09222, 0.14465, 0.12598, -0.0622],
     "forget_loss": [0.13355, 0.12030, 0.17823, 0.16439, 0.22785, 0.24551, 0.32898, 0.33149],
     "bounds": [[0.54348, 0.95652], [0.39130, 0.97826], [0.83111, 0.93556], [0.81556, 0.94222]],
 }

@@ -220,6 +220,7 @@ def _learn(plan: Plan, phase: Phase, key: Key, state: BilevelState, data: Datase
     if not count:
         return state.learner, state.perturbation
     method, within = _method(plan, data), None
+    fresh = jnp.arange(plan.batch) < max(1, round(plan.portion * len(data.y)))  # a small set repeats within a batch
     if plan.portion < 1:
         within = jnp.zeros(len(data.y), bool).at[_chosen(plan, state.order, data)].set(True)
 
@@ -228,7 +229,7 @@ def _learn(plan: Plan, phase: Phase, key: Key, state: BilevelState, data: Datase
         drawn = sets.shuffled(state.order, first + t, data, plan.batch, within)
         if phase.sees == "refined":
             to_refine, known = keys.named(keys.at(key, first + t), "refine"), plan.context(learned, data)
-            table = _refined(plan, to_refine, learned, known, table, data, drawn.index, jnp.ones(plan.batch, bool))
+            table = _refined(plan, to_refine, learned, known, table, data, drawn.index, fresh)
         seen = drawn if phase.sees == "clean" else sets.perturb(drawn, table, plan.join)
         return (method.step(keys.at(key, first + t), learned, seen)[0], table), None
 
