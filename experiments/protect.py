@@ -35,12 +35,12 @@ SUBSET = {
     "rem": {"epochs": 4, "inner_steps": 5, "draws": 2, "attack_steps": 3},
     "sem": {"epochs": 8, "inner_steps": 5, "draws": 2, "attack_steps": 3},
     "tap": {"epochs": 20, "inner_steps": 100, "restarts": 1},
-    "tap-untargeted": {"epochs": 20, "inner_steps": 100, "restarts": 1},
-    "hypo": {"epochs": 20, "inner_steps": 30}, "sep": {"epochs": 20, "inner_steps": 20, "draws": 5, "radius": 8 / 255},
-    "entf-push": {"epochs": 8, "inner_steps": 60, "attack_steps": 3},
-    "entf-pull": {"epochs": 8, "inner_steps": 60, "attack_steps": 3},
-    "clog": {"epochs": 10, "inner_steps": 20}, "pil": {}, "tue": {},
-    "tue-paper": {"passes": 8, "batch": 256}, "pue": {**CO, "passes": 15, "draws": 2, "learner_steps": 10}, "ntga": {},
+    "tap-untargeted": {"epochs": 20, "inner_steps": 60, "restarts": 1},
+    "hypo": {"epochs": 20, "inner_steps": 20}, "sep": {"epochs": 16, "inner_steps": 15, "draws": 4, "radius": 8 / 255},
+    "entf-push": {"epochs": 6, "inner_steps": 40, "attack_steps": 3},
+    "entf-pull": {"epochs": 6, "inner_steps": 40, "attack_steps": 3},
+    "clog": {"epochs": 10, "inner_steps": 12}, "pil": {}, "tue": {},
+    "tue-paper": {"passes": 6, "batch": 256}, "pue": {**CO, "passes": 15, "draws": 2, "learner_steps": 10}, "ntga": {},
     "ops": {}, "lsp": {}, "ar": {}, "cuda": {}, "random": {}, "random-class": {},
 }  # fmt: skip
 FULL = {name: {} for name in SUBSET} | {"sep": {"radius": 8 / 255}, "tap": {"restarts": 1}, "tap-untargeted": {"restarts": 1}}
