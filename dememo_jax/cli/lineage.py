@@ -17,8 +17,6 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.cli import runs
 from dememo_jax.errors import BadInput, require
-from dememo_jax.protect import Countermeasure
-from dememo_jax.protect import victim as victims
 from dememo_jax.types import Apply, Array, Dataset, Method, Model, Params, Perturbation, Weights
 
 NOISE, WEIGHTS, FORGET = "perturbation.npz", "weights", "forget.npy"
@@ -97,12 +95,6 @@ def augmentation(name: str) -> Augment | None:
 def method(recipe: Callable[..., Method], net: Model, transform: optax.GradientTransformation, **how: Any) -> Method:
     """`recipe(net, transform, **how)`, the same object for the same arguments."""
     return recipe(net, transform, **how)
-
-
-@functools.lru_cache
-def victim(net: Model, transform: optax.GradientTransformation, augment: str, against: Countermeasure) -> Method:
-    """Training with an augmentation and a countermeasure, the same object for the same arguments."""
-    return victims.learner(net, transform, 0, augment=augmentation(augment), against=against)
 
 
 # --- lineage -----------------------------------------------------------------------------------------------------

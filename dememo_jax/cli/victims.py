@@ -63,7 +63,8 @@ def train_victim(config: Train) -> dict:
         seen, perturbation = against.prepare(keys.named(key, "prepare"), victim.released(seen, perturbation)), None
     model, steps = lineage.model(config.model, base.classes), sets.steps(len(seen.y), config.batch, config.epochs)
     transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
-    method = lineage.victim(model, transform, config.augment, against._replace(prepare=None))
+    augment = lineage.augmentation(config.augment)
+    method = victim.learner(model, transform, steps, augment=augment, against=against._replace(prepare=None))
     state, history = fit(
         config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
@@ -103,12 +104,13 @@ def evaluate(
     }
     jobs = victim.trials(key, base.train, perturbation, against=against, ball=ball)
     model, batch = lineage.model(config.model, base.classes), 64 if base.name == "digits" else 128
-    transform = training.clipped_sgd(0.1, 0.9, 5e-4, sets.steps(len(base.train.y), batch, config.victim_epochs))
+    steps, augment = sets.steps(len(base.train.y), batch, config.victim_epochs), lineage.augmentation(config.victim_augment)
+    transform = training.clipped_sgd(0.1, 0.9, 5e-4, steps)
     found = {}
     for name, (seen, one) in jobs.items():
         if one.prepare is not None:
             seen = one.prepare(keys.named(key, "prepare"), seen)
-        method = lineage.victim(model, transform, config.victim_augment, one._replace(prepare=None))
+        method = victim.learner(model, transform, steps, augment=augment, against=one._replace(prepare=None))
         title = f"victim {name.replace(': ', ' ').replace(', ', ' ')}"
         _, history = fit(
             config.run, title, model, method, config.seed, seen, base.test,

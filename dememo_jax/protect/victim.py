@@ -1,5 +1,6 @@
 """What a victim learns from protected data: the measure of every perturbation."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -38,10 +39,14 @@ class Outcome:
         return max(self.test)
 
 
+@functools.lru_cache(maxsize=64)
 def learner(
     model: Model, tx: Optimiser, steps: int, *, augment: Augment | None = None, against: Countermeasure | None = None
 ) -> Method:
-    """Training with a countermeasure: its augmentation follows `augment`; what it prepares is not done here."""
+    """Training with a countermeasure: its augmentation follows `augment`; what it prepares is not done here.
+
+    The same arguments give the same object, so that victims of one kind share compiled programs.
+    """
     against = against or Countermeasure()
     looks = [part for part in (augment, against.augment) if part is not None]
     return train.sgd(
