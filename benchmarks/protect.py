@@ -67,9 +67,9 @@ def engine(model, weights, data, batch):
     return lambda: step(jax.random.key(1), state, data)
 
 
-def against_pgd(images, pairs):
+def against_pgd(images, pairs, networks):
     print("| network | images, batch | bare PGD loop, gradients/s | engine | ratio |\n|---|---|---|---|---|")
-    for name, (make, count, batch) in NETS.items():
+    for name, (make, count, batch) in list(NETS.items())[:networks]:
         model = models.from_linen(make())
         data = sets.make(images.x[:count], images.y[:count])
         weights = model.init(jax.random.key(0), data.x[:1])
@@ -107,11 +107,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10.npz")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--networks", type=int, default=len(NETS), help="only so many, from the smallest")
     parser.add_argument("--full", action="store_true", help="UE-s and TAP on all of the data: for a GPU")
     arguments = parser.parse_args()
     images, _ = sources.load(arguments.data)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {len(images.y):,} training images\n")
-    against_pgd(images, arguments.pairs)
+    against_pgd(images, arguments.pairs, arguments.networks)
     shortcuts(images)
     if arguments.full:
         full(images)
