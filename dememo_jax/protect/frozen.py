@@ -19,14 +19,18 @@ from dememo_jax.errors import require
 from dememo_jax.protect import objectives, refine
 from dememo_jax.protect.bilevel import Phase, Recipe, Refine, alternate
 from dememo_jax.protect.objectives import Features
-from dememo_jax.train import Augment, Optimiser
+from dememo_jax.train import Augment, Optimiser, View
 from dememo_jax.types import Array, Dataset, Key, Method, Model, Weights
 
 TAP_SGD = partial(train.dropping_sgd, 0.1, 0.9, 5e-4, (1 / 2.667, 1 / 1.6, 1 / 1.142), True)
 ENTF_SGD = partial(train.dropping_sgd, 0.1, 0.9, 5e-4, (0.75, 0.9), False)
 PIL_SGD = partial(train.clipped_sgd, 0.003, 0.9, 0.0)
 CROP_FLIP = augments.compose(augments.crop(4), augments.flip())
-SHIFT_FLIP = refine.augmented(augments.compose(augments.shift(4.0), augments.flip()))
+
+
+def shift_flip(pixels: float = 4.0) -> View:
+    """A random shift by up to so many pixels, bilinear, and a flip."""
+    return refine.augmented(augments.compose(augments.shift(pixels), augments.flip()))
 
 
 def pretrained(
@@ -68,12 +72,13 @@ def adversarial(
     inner_steps: int = 250,
     restarts: int = 8,
     epochs: int = 40,
+    shift: float = 4.0,
     parts: int = 25,
     sharpness: float = 0.0,
 ) -> Recipe:
     """Targeted adversarial poisoning (TAP): Fowl et al. 2021. Images carry the features of the next class.
 
-    Sign descent of CE(f(t(x + delta)), (y + offset) mod K), with t a random shift of up to 4 pixels (bilinear) and a
+    Sign descent of CE(f(t(x + delta)), (y + offset) mod K), with t a random shift of up to `shift` pixels (bilinear) and a
     flip, stride radius/20, from a random start. untargeted: ascent of CE on the true label instead, which its authors
     call brittle. Of the `restarts` each image keeps its best (published: all images keep the same one; other
     codes do one). Starts are uniform in the ball (published: a clipped normal).
@@ -87,7 +92,7 @@ def adversarial(
         steps=inner_steps,
         start="random",
         restarts=restarts,
-        view=SHIFT_FLIP,
+        view=shift_flip(shift),
         sharpness=sharpness,
     )
     return pretrained(model, tx, improve, epochs=epochs, parts=parts, classes=classes)
@@ -142,7 +147,7 @@ def tensor_clog(
         stride=radius / 20,
         steps=inner_steps,
         start="random",
-        view=SHIFT_FLIP,
+        view=shift_flip(),
         sharpness=sharpness,
     )
     return pretrained(model, tx, improve, epochs=epochs, parts=parts, classes=classes, sweep_batch=batch)
@@ -246,7 +251,7 @@ def entangled_features(
         stride=radius / 20,
         steps=inner_steps,
         start="random",
-        view=SHIFT_FLIP,
+        view=shift_flip(),
         sharpness=sharpness,
     )
 
