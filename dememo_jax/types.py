@@ -5,6 +5,7 @@ An example is its index: perturbations and masks are arrays beside the data, joi
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -58,3 +59,25 @@ class Method(NamedTuple):
 
     init: Callable[..., Any]
     step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What certified unlearning promises of the released model, against what, and provided what.
+
+    Both directions of `P[released in S] <= e^epsilon P[comparator's in S] + delta`, for every set S of models.
+    """
+
+    epsilon: float
+    delta: float
+    mu: float | None  # of Gaussian differential privacy, where the accounting gives the whole trade-off
+    comparator: str  # "same_procedure", "from_centre", "data_independent" or "retraining"
+    assumptions: tuple[str, ...]
+
+
+class CertifiedMethod(NamedTuple):
+    """A method whose promise can be asked for: `guarantee(steps)` of a run of so many steps."""
+
+    init: Callable[..., Any]
+    step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
+    guarantee: Callable[[int], Guarantee]

@@ -1,5 +1,16 @@
 """Theorems on the host, in float64: quantiles, proportions, sequential tests, privacy. No JAX here."""
 
+from dememo_jax.bounds.accounting import (
+    check_privacy,
+    compose_gdp,
+    gdp_delta,
+    gdp_epsilon,
+    gdp_mu,
+    hockey_stick,
+    model_clipping_delta,
+    noisy_iteration_mu,
+    published_sigma,
+)
 from dememo_jax.bounds.privacy import gdp_event_bounds, indistinguishable_event_bounds
 from dememo_jax.bounds.proportions import clopper_pearson, hypergeometric_limits
 from dememo_jax.bounds.quantiles import (
@@ -16,14 +27,23 @@ from dememo_jax.bounds.sequential import QuantileTest, quantile_test
 
 __all__ = [
     "QuantileTest",
+    "check_privacy",
     "clopper_pearson",
+    "compose_gdp",
     "empirical_quantile",
+    "gdp_delta",
+    "gdp_epsilon",
     "gdp_event_bounds",
+    "gdp_mu",
+    "hockey_stick",
     "hypergeometric_limits",
     "indistinguishable_event_bounds",
     "max_shift",
     "min_draws",
+    "model_clipping_delta",
+    "noisy_iteration_mu",
     "published_lower_level",
+    "published_sigma",
     "quantile_lower",
     "quantile_test",
     "quantile_upper",
