@@ -5,6 +5,7 @@ DP when their starts are at most `start` apart and `|psi_t(x) - psi'_t(x')| <= c
 (shifted interpolation: Bok, Su and Altschuler 2024). No smoothness or convexity is asked for.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -79,7 +80,7 @@ def noisy_iteration_mu(start: float, contraction: Sequence[float], shift: Sequen
             hull.pop()
         hull.append(point)
     total = 0.0
-    for (t0, s0), (t1, s1) in zip(hull, hull[1:]):
+    for (t0, s0), (t1, s1) in itertools.pairwise(hull):
         if s1 > s0:
             if t1 <= t0:
                 return math.inf
