@@ -34,3 +34,26 @@ def entropy(logits: Array, labels: Array | None = None) -> Array:
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)  # 0 log 0 = 0
+
+
+# --- of sequences, and against a teacher -------------------------------------------------------------------------
+
+
+def sequence_nll(logits: Array, labels: Array) -> Array:
+    """-log p of whole sequences in nats, [B]: logits [B, T, V] and labels [B, T], of which negative ones do not count."""
+    each = cross_entropy(logits, jnp.maximum(labels, 0))
+    return jnp.where(labels >= 0, each, 0.0).sum(axis=-1)
+
+
+def distillation(temperature: float = 1.0, scale: float | None = None):
+    """loss(logits, labels, teacher's logits) -> [B]: KL(teacher | student) of the softened predictions, times T^2.
+
+    scale: another factor than the squared temperature. Labels are not looked at.
+    """
+    factor = temperature**2 if scale is None else scale
+
+    def divergence(logits: Array, labels: Array, teacher: Array) -> Array:
+        log_p, log_q = (jax.nn.log_softmax(z / temperature, axis=-1) for z in (teacher, logits))
+        return factor * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    return divergence

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.tree_util import Partial
 
+from dememo_jax import tree
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Key, Model, Params, Weights
 
@@ -116,6 +117,30 @@ def from_apply(init: Callable[[Key, Array], Params], apply: Apply) -> Model:
     )
 
 
+def layers(apply: Callable[[Any, Array], Array], params: Params, x: Array) -> list[list[str]]:
+    """The names of the parameters, layer by layer, in the order in which `apply(params, x)` comes to use them.
+
+    Parameters of one parent (`Dense_0/kernel`, `Dense_0/bias`) stand together; a parent with vectors alone, such as batch
+    norm, belongs to the layer before it. The order is that of the traced program, so it holds for networks of any kind.
+    """
+    names = tree.names(params)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
+    program = jax.make_jaxpr(apply)(*shapes).jaxpr
+    inputs = {id(variable): i for i, variable in enumerate(program.invars[: len(names)])}
+    order = [inputs[id(v)] for equation in program.eqns for v in equation.invars if id(v) in inputs]
+    parents = [name.rpartition("/")[0] or name for name in names]
+    found: list[list[str]] = []
+    ranks = [leaf.ndim for leaf in jax.tree.leaves(params)]
+    for parent in dict.fromkeys(parents[i] for i in order):
+        members = [i for i, one in enumerate(parents) if one == parent]
+        group = [names[i] for i in members]
+        if found and max(ranks[i] for i in members) < 2:
+            found[-1] += group
+        else:
+            found.append(group)
+    return found
+
+
 def freeze(model: Model, weights: Weights) -> tuple[Apply, Params]:
     """`(apply, params)` of a trained network in evaluation mode, its statistics bound."""
     return Partial(_with_stats(model.apply), weights.stats), weights.params
@@ -129,13 +154,24 @@ def recalibrated(model: Model, weights: Weights, x: Array) -> tuple[Apply, Param
     suffer from statistics that belong to other weights. Works for running averages `m * old + (1 - m) * new`; statistics
     of another kind stay as they are, and so do all in a network without batch norm.
     """
+    kept = _momenta(model, weights, x)
+    return model.apply, weights.params, Partial(_fresh_stats(model.fit, kept), x, weights.stats)
+
+
+def not_averaged(model: Model, weights: Weights, x: Array) -> list[str]:
+    """The names of floating statistics that are no running averages of what training mode computes of a batch x [B, ...]."""
+    kept, leaves = _momenta(model, weights, x), jax.tree.leaves(weights.stats)
+    names = tree.names(weights.stats)
+    return [n for n, m, leaf in zip(names, kept, leaves) if m >= 1 and jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+def _momenta(model: Model, weights: Weights, x: Array) -> tuple[float, ...]:
+    """The momentum m of every leaf of the statistics, a round number; 1 where nothing is averaged."""
     all_of = (0.0,) * len(jax.tree.leaves(weights.stats))
     passed = [_stats_of(model.fit, weights.params, weights.stats, x, all_of, fill) for fill in (0.0, 1.0)]
     zeros, ones = map(jax.tree.leaves, passed)
-    # The momentum m of every leaf, a round number; 1 where nothing is averaged.
     floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in zeros]
-    kept = tuple(round(float(jnp.mean(b - a)), 6) if f else 1.0 for f, a, b in zip(floating, zeros, ones))
-    return model.apply, weights.params, Partial(_fresh_stats(model.fit, kept), x, weights.stats)
+    return tuple(round(float(jnp.mean(b - a)), 6) if f else 1.0 for f, a, b in zip(floating, zeros, ones))
 
 
 def _stats_of(fit, params: Params, stats: Params, x: Array, kept: tuple[float, ...], fill: float) -> Params:

@@ -116,6 +116,14 @@ def check_floating(tree: Params, what: str) -> None:
         require(not known or bool(jnp.isfinite(leaf).all()), f"{what} must be finite; {name} holds NaN or infinity")
 
 
+def check_like(tree: Params, like: Params, what: str) -> None:
+    """BadInput unless `tree` has the structure and the shapes of `like`; `what` names it."""
+    same = jax.tree.structure(tree) in (jax.tree.structure(like),)
+    require(same, f"{what} must have the structure of the network's parameters: leaves {', '.join(names(like))}")
+    for name, one, other in zip(names(like), jax.tree.leaves(tree), jax.tree.leaves(like)):
+        require(one.shape == other.shape, f"{what}: {name} has shape {list(one.shape)}, expected {list(other.shape)}")
+
+
 def digest(tree: Any) -> str:
     """A short fingerprint of the arrays in a tree, with their names, shapes and types; typed keys count as their data."""
     total = hashlib.blake2b(digest_size=8)

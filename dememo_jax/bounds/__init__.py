@@ -2,6 +2,7 @@
 
 from dememo_jax.bounds.accounting import (
     check_privacy,
+    check_run,
     compose_gdp,
     gdp_delta,
     gdp_epsilon,
@@ -28,6 +29,7 @@ from dememo_jax.bounds.sequential import QuantileTest, quantile_test
 __all__ = [
     "QuantileTest",
     "check_privacy",
+    "check_run",
     "clopper_pearson",
     "compose_gdp",
     "empirical_quantile",

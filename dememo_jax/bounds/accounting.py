@@ -7,9 +7,9 @@ DP when their starts are at most `start` apart and `|psi_t(x) - psi'_t(x')| <= c
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from dememo_jax.errors import require
@@ -48,13 +48,13 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     return 1 / float(get_sigma_gaussian(epsilon, delta))
 
 
-def compose_gdp(mus: Sequence[float]) -> float:
+def compose_gdp(mus: list[float] | tuple[float, ...]) -> float:
     """mu of the joint release of models, each mu_i-Gaussian DP given those before it: sqrt(sum mu_i^2), Dong et al. 2022."""
     require(len(mus) > 0 and all(mu >= 0 for mu in mus), f"give one or more mu >= 0, got {list(mus)}")
     return math.sqrt(math.fsum(mu * mu for mu in mus))
 
 
-def noisy_iteration_mu(start: float, contraction: Sequence[float], shift: Sequence[float], sigma: Sequence[float]) -> float:
+def noisy_iteration_mu(start: float, contraction: ArrayLike, shift: ArrayLike, sigma: ArrayLike) -> float:
     """The least mu that shifted interpolation proves for a noisy iteration of T steps.
 
     start: largest distance of the two starts. contraction [T] in [0, 1], shift [T] >= 0, sigma [T] >= 0 (not all zero).

@@ -1,5 +1,7 @@
-"""Unlearning by descent: one engine that minimises a weighted sum of retain and forget losses; recipes inject the rest."""
+"""Unlearning by descent: one engine that minimises weighted retain and forget losses; recipes inject the rest."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,15 +12,43 @@ from dememo_jax import data as sets
 from dememo_jax import keys, losses, train
 from dememo_jax.augment import Augment
 from dememo_jax.errors import require
-from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
+from dememo_jax.types import Array, Dataset, Info, Key, Model, Params, Weights
+
+GIVEN, FRESH = "given", "fresh"  # teachers: the weights to unlearn, a random network
+
+
+class Progress(NamedTuple):
+    """Where a run stands, for weights that change or depend on the sets: whole numbers, traced."""
+
+    step: Array
+    round: Array
+    forget: Array  # examples
+    retain: Array
+
+
+Relabel = Callable[[Key, Weights, Dataset], Array]  # (key, the given weights, batch) -> labels [B]
+Draw = Callable[[Key, Array, Any, Dataset, int], Dataset]  # (key, number of the batch, state, data, batch size) -> batch
+TermLoss = Callable[..., Array]  # (logits, labels) -> [B]; with a teacher (logits, labels, the teacher's logits) -> [B]
 
 
 class Term(NamedTuple):
-    """One summand of the objective: `weight` times the mean `loss` of a batch from the retain or the forget set."""
+    """One summand of the objective: `weight` times the mean `loss` of a batch."""
 
-    on: str  # "retain" or "forget"
-    weight: float
-    loss: Loss = losses.cross_entropy
+    on: str | Draw  # whose shuffled passes the batches come from, "retain" or "forget"; or a sampler
+    weight: float | Callable[[Progress], Array] = 1.0
+    loss: TermLoss = losses.cross_entropy
+    teacher: str | None = None  # whose logits, in evaluation mode, the loss gets as well: "given" or "fresh"
+    relabel: Relabel | None = None  # labels other than the examples' own
+    batch: int | None = None  # size, where it differs from the method's
+
+
+class Stage(NamedTuple):
+    """Terms that are minimised together for a `share` of a pass `over` the retain or the forget set."""
+
+    terms: tuple[Term, ...]
+    over: str = "retain"
+    share: float = 1.0
+    rounds: int | None = None  # only in the first so many rounds
 
 
 class DescentState(NamedTuple):
@@ -27,79 +57,192 @@ class DescentState(NamedTuple):
     forget: Array  # [N] bool
     order: Key
     step: Array
+    round: Array
+    stage: Array  # place in the round
+    place: Array  # step in the stage
+    drawn: Array  # batches that each term has had, [terms]
+    latest: Array  # the last loss of each term, [terms]
+    teachers: dict[str, Weights]
+    trainable: Params | None  # True where the weights may move
+    extra: Any
+
+
+class Unlearner(NamedTuple):
+    """A Method over the whole set that knows its epochs, and how its last state becomes the weights to use."""
+
+    init: Callable[..., Any]  # key, weights, data, forget [N] -> state
+    step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
+    steps: Callable[[int, int, int], int]  # examples to forget, examples to retain, epochs -> steps
+    finish: Callable[[Any], Weights]
 
 
 def descent(
     model: Model,
     tx: optax.GradientTransformation,
-    *terms: Term,
+    *parts: Term | Stage,
     batch: int = 256,
     mode: str = "fit",
     augment: Augment | None = None,
     fresh: bool = False,
-) -> Method:
-    """Minimise the sum of `terms`, each on its own shuffled batches: a small forget set is never starved.
+    trainable: Callable[[Key, Weights, Dataset, Array], Params] | None = None,
+    penalty: Callable[[Params, Array], Array] | None = None,
+    prepare: Callable[[Key, Weights, Dataset, Array], Any] | None = None,
+) -> Unlearner:
+    """Descend through the stages in turn, round after round; a round is what the recipes call an epoch.
 
-    init(key, weights, data, forget): `forget` is a mask [N] over `data`; with `fresh` the given weights only lend
-    their place and the run starts from `model.init`. step(key, state, data) gets the whole set. Batch norm is updated
-    on the batches (`mode="fit"`, as published) or left as it is (`"frozen"`). Info: one loss a term, unweighted, such as
-    `retain_loss`, numbered where two terms share a set.
-    Outside jit, init raises BadInput for a forget set that is empty or covers all data.
+    parts: stages, or terms that make one stage over the retain set (over the forget set when no term looks at another).
+    Every term walks through its own set in shuffled passes, so a small forget set is never starved; terms of one stage
+    are minimised in one step. Batch norm is updated on the batches in the order of the terms (`mode="fit"`, as
+    published) or left as it is (`"frozen"`).
+
+    trainable(key, weights, data, forget): a tree of booleans, each broadcast to its leaf; weights where it is False
+    never move, whatever weight decay and momentum want. fresh: begin at `model.init` wherever weights may move.
+    penalty(params, step): added to the objective. prepare(key, weights, data, forget): arrays kept in `state.extra` for
+    samplers.
+
+    init(key, weights, data, forget): `forget` is a mask [N] over `data`. step(key, state, data) gets the whole set. Info:
+    the mean loss of each term, unweighted, such as `retain_loss`, numbered where several share a name; a term whose
+    stage is not at work shows its last value, 0 before its first.
+    Outside jit, init raises BadInput for a forget set that is empty or covers all data, or nothing trainable.
     """
-    sides = [term.on for term in terms]
-    require(sides and set(sides) <= {"retain", "forget"}, f"need terms on 'retain' or 'forget', got {sides}")
-    names = [f"{side}_loss" + f"_{i}" * (sides.count(side) > 1) for i, side in enumerate(sides)]
+    stages = _stages(parts)
+    terms = tuple(term for stage in stages for term in stage.terms)
+    names, sizes = _names(terms), tuple(term.batch or batch for term in terms)
+    wanted = {term.teacher for term in terms if term.teacher} | {GIVEN for term in terms if term.relabel}
+    require(wanted <= {GIVEN, FRESH}, f"a teacher is {GIVEN!r} or {FRESH!r}, got {sorted(wanted)}")
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
         if not isinstance(forget, jax.core.Tracer):
             sets.check_forget(forget, len(data.y))
-        weights = model.init(keys.named(key, "weights"), data.x[:1]) if fresh else weights
-        opt = tx.init(weights.params)
-        return DescentState(weights, opt, jnp.asarray(forget, bool), keys.named(key, "order"), jnp.zeros((), jnp.int32))
+        forget, zero = jnp.asarray(forget, bool), jnp.zeros((), jnp.int32)
+        random = model.init(keys.named(key, "weights"), data.x[:1]) if fresh else None
+        moving = None if trainable is None else trainable(keys.named(key, "trainable"), weights, data, forget)
+        extra = () if prepare is None else prepare(keys.named(key, "prepare"), weights, data, forget)
+        teachers = {GIVEN: weights} if GIVEN in wanted else {}
+        if FRESH in wanted:
+            teachers[FRESH] = model.init(keys.named(key, "teacher"), data.x[:1])
+        if random is not None:
+            weights = random if moving is None else weights._replace(params=_where(moving, random.params, weights.params))
+        counts = jnp.zeros(len(terms), jnp.int32)
+        return DescentState(
+            weights, tx.init(weights.params), forget, keys.named(key, "order"), zero, zero, zero, zero, counts,
+            jnp.zeros(len(terms)), teachers, moving, extra,
+        )  # fmt: skip
 
-    def step(key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, dict[str, Array]]:
-        def objective(params):
-            weights, total = state.weights._replace(params=params), jnp.zeros(())
-            info: dict[str, Array] = {}
-            for i, term in enumerate(terms):
-                mask = state.forget if term.on == "forget" else ~state.forget
-                examples = sets.shuffled(keys.at(state.order, i), state.step, data, batch, mask)
-                to_augment, to_fit = jax.random.split(keys.at(key, i))
-                x = examples.x if augment is None else augment(to_augment, examples.x)
-                logits, weights = train.forward(model, mode, weights, x, to_fit)
-                value = term.loss(logits, examples.y).mean()
-                total, info = total + term.weight * value, info | {names[i]: value}
-            return total, (weights, info)
+    def step(key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, Info]:
+        forgotten = state.forget.sum()
+        progress = Progress(state.step, state.round, forgotten, len(state.forget) - forgotten)
 
-        grads, (weights, info) = jax.grad(objective, has_aux=True)(state.weights.params)
-        weights, opt = train.update(tx, grads, state.opt, weights._replace(params=state.weights.params))
-        return state._replace(weights=weights, opt=opt, step=state.step + 1), info
+        def at_work(number: int, start: int):
+            def grads_of(params):
+                def objective(params):
+                    weights, total = state.weights._replace(params=params), jnp.zeros(())
+                    found = state.latest
+                    for i in range(start, start + len(stages[number].terms)):
+                        value, weights = term_value(i, key, state, data, weights)
+                        weight = terms[i].weight
+                        total += (weight(progress) if callable(weight) else weight) * value
+                        found = found.at[i].set(value)
+                    return total if penalty is None else total + penalty(params, state.step), (weights.stats, found)
 
-    return Method(init, step)
+                return jax.grad(objective, has_aux=True)(params)
+
+            return grads_of
+
+        begins = [sum(len(stage.terms) for stage in stages[:n]) for n in range(len(stages))]
+        branches = [at_work(n, begin) for n, begin in enumerate(begins)]
+        grads, (stats, latest) = (
+            branches[0](state.weights.params)
+            if len(stages) == 1
+            else jax.lax.switch(state.stage, branches, state.weights.params)
+        )
+        weights, opt = train.update(tx, grads, state.opt, state.weights._replace(stats=stats))
+        if state.trainable is not None:  # last of all, so that neither decay nor momentum moves the others
+            weights = weights._replace(params=_where(state.trainable, weights.params, state.weights.params))
+        belongs = jnp.asarray([n for n, stage in enumerate(stages) for _ in stage.terms])
+        state = state._replace(
+            weights=weights, opt=opt, step=state.step + 1, drawn=state.drawn + (belongs == state.stage), latest=latest
+        )
+        return _advance(stages, batch, sizes, state, progress), dict(zip(names, latest))
+
+    def term_value(i: int, key: Key, state: DescentState, data: Dataset, weights: Weights) -> tuple[Array, Weights]:
+        term, to_draw = terms[i], keys.at(state.order, i)
+        to_augment, to_fit = jax.random.split(keys.at(key, i))
+        if callable(term.on):
+            examples = term.on(to_draw, state.drawn[i], state, data, sizes[i])
+        else:
+            mask = state.forget if term.on == "forget" else ~state.forget
+            examples = sets.shuffled(to_draw, state.drawn[i], data, sizes[i], mask)
+        x = examples.x if augment is None else augment(to_augment, examples.x)
+        labels = examples.y
+        if term.relabel is not None:
+            labels = term.relabel(keys.named(to_augment, "relabel"), state.teachers[GIVEN], examples._replace(x=x))
+        logits, weights = train.forward(model, mode, weights, x, to_fit)
+        if term.teacher is None:
+            return term.loss(logits, labels).mean(), weights
+        shown = jax.lax.stop_gradient(model.apply(state.teachers[term.teacher], x))
+        return term.loss(logits, labels, shown).mean(), weights
+
+    return Unlearner(init, step, partial(_total, stages, batch, sizes), lambda state: state.weights)
 
 
-def retrain(model: Model, tx: optax.GradientTransformation, *, batch: int = 256, augment: Augment | None = None) -> Method:
-    """Exact unlearning: fresh weights, trained on the retain set alone. The reference of every other method."""
-    return descent(model, tx, Term("retain", 1.0), batch=batch, augment=augment, fresh=True)
+# --- stages ------------------------------------------------------------------------------------------------------
 
 
-def finetune(
-    model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
-) -> Method:
-    """Descend on the retain set from the trained weights, with a fresh optimiser.
+def _stages(parts: tuple[Term | Stage, ...]) -> tuple[Stage, ...]:
+    terms = tuple(part for part in parts if isinstance(part, Term))
+    require(parts and len(terms) in (0, len(parts)), "give terms, or stages of terms, at least one and not both")
+    over = "forget" if {term.on for term in terms} == {"forget"} else "retain"
+    stages = (Stage(terms, over),) if terms else tuple(part for part in parts if isinstance(part, Stage))
+    require(any(stage.rounds is None for stage in stages), "at least one stage must be in every round")
+    for stage in stages:
+        require(stage.over in ("retain", "forget"), f"a stage goes over 'retain' or 'forget', got {stage.over!r}")
+        require(stage.share >= 0.001, f"the share of a pass must be at least 0.001, got {stage.share}")
+        require(stage.rounds is None or stage.rounds >= 1, f"a stage must be in a round or more, got {stage.rounds}")
+        sides = [term.on for term in stage.terms]
+        good = sides and all(callable(side) or side in ("retain", "forget") for side in sides)
+        require(good, f"need terms on 'retain' or 'forget', got {sides}")
+    return stages
 
-    Published for CIFAR-10: 10 epochs, SGD at a constant 0.01 (SoK Table 9: 0.015 or 0.03 at class level), momentum
-    0.9, weight decay 5e-4, batch 256, batch norm updated, the training augmentation on.
-    """
-    return descent(model, tx, Term("retain", 1.0), batch=batch, mode=mode, augment=augment)
+
+def _names(terms: tuple[Term, ...]) -> list[str]:
+    base = [term.on if isinstance(term.on, str) else term.on.__name__.strip("_") for term in terms]
+    return [f"{name}_loss" + f"_{i}" * (base.count(name) > 1) for i, name in enumerate(base)]
 
 
-def gradient_ascent(
-    model: Model, tx: optax.GradientTransformation, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
-) -> Method:
-    """Climb the loss of the forget set. Nothing holds the rest in place: the learning rate decides everything.
+def _where(mask: Params, one: Params, other: Params) -> Params:
+    return jax.tree.map(jnp.where, mask, one, other)
 
-    Published for CIFAR-10: 5 epochs over the forget set, SGD at 1e-5 to 2e-4, momentum 0.9, weight decay 5e-4 (which
-    still descends), batch 256, batch norm updated on the forget set, the training augmentation on.
-    """
-    return descent(model, tx, Term("forget", -1.0), batch=batch, mode=mode, augment=augment)
+
+def _lengths(stages, batch, sizes, forget, retain) -> list:
+    """Steps of each stage; of whole numbers or of traced ones."""
+    lengths, first = [], 0
+    for stage in stages:
+        own = [s for s, term in zip(sizes[first:], stage.terms) if term.on == stage.over]
+        size, count = own[0] if own else batch, retain if stage.over == "retain" else forget
+        thousandths = round(1000 * stage.share)  # whole numbers, the same on the host and in a program
+        lengths.append(-(-(-(-count // size) * thousandths) // 1000))
+        first += len(stage.terms)
+    return lengths
+
+
+def _advance(stages, batch, sizes, state: DescentState, progress: Progress) -> DescentState:
+    """One step further; at the end of a stage on to the next that is in this round, or to the next round."""
+    lengths = jnp.stack([jnp.asarray(n, jnp.int32) for n in _lengths(stages, batch, sizes, progress.forget, progress.retain)])
+    place = state.place + 1
+    over = place >= lengths[state.stage]
+    until = jnp.asarray([jnp.iinfo(jnp.int32).max if stage.rounds is None else stage.rounds for stage in stages])
+    numbers = jnp.arange(len(stages))
+    later = (numbers > state.stage) & (state.round < until)
+    new_round = ~later.any()
+    following = jnp.where(new_round, jnp.argmax(state.round + 1 < until), jnp.argmax(later))
+    return state._replace(
+        place=jnp.where(over, 0, place),
+        stage=jnp.where(over, following, state.stage).astype(jnp.int32),
+        round=state.round + (over & new_round),
+    )
+
+
+def _total(stages, batch, sizes, forget: int, retain: int, epochs: int) -> int:
+    lengths = [int(n) for n in _lengths(stages, batch, sizes, forget, retain)]
+    return sum(n * (epochs if stage.rounds is None else min(epochs, stage.rounds)) for n, stage in zip(lengths, stages))
