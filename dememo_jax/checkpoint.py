@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,44 @@ def steps(directory: str | Path) -> list[int]:
     """Steps with a checkpoint, newest first."""
     folder = Path(directory)
     return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True) if folder.is_dir() else []
+
+
+class Store(NamedTuple):
+    """Trees under names, a folder each; a tree that does not stand whole counts as not there."""
+
+    load: Callable[[str], Any]  # None when it is not there
+    save: Callable[[str, Any], None]
+    names: Callable[[], tuple[str, ...]]  # of all folders, whole or not
+    remove: Callable[[Iterable[str]], None]
+
+
+def store(directory: str | Path, like: Any, say: Callable[[str], None]) -> Store:
+    """A store of trees with the structure of `like` (arrays or shapes) in a folder.
+
+    load: a tree that is damaged or was never finished is removed, `say` is told in a sentence, and the answer is None.
+    save: waits until the tree stands; whoever is killed before leaves one that counts as never finished.
+    Names must serve as folder names.
+    """
+    root = Path(directory)
+
+    def load(name: str) -> Any:
+        if not (root / name).is_dir():
+            return None
+        fault = _fault(root / name / "0")
+        if fault is None:
+            return restore(root / name, 0, like).state
+        say(f"{name} in {root} {fault}: it counts as not there")
+        shutil.rmtree(root / name)
+        return None
+
+    def names() -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in root.iterdir() if path.is_dir())) if root.is_dir() else ()
+
+    def remove(unwanted: Iterable[str]) -> None:
+        for name in unwanted:
+            shutil.rmtree(root / name)
+
+    return Store(load, lambda name, tree: save(root / name, 0, tree), names, remove)
 
 
 def _manager(directory: str | Path, *, create: bool = False) -> ocp.CheckpointManager:

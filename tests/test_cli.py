@@ -40,7 +40,7 @@ def victim(tmp_path_factory):
     assert inside(*train, "--protected-classes", 0, 1, 2, 3) == 0
     for method, folder in (("finetune", "ft"), ("retrain", "rt")):
         unlearn = ("unlearn", "--run", root / folder, "--from", root / "victim", "--method", method)
-        assert inside(*unlearn, "--forget-classes", 0, "--epochs", 1) == 0
+        assert inside(*unlearn, "--forget-class", 0, "--epochs", 1) == 0
     return root
 
 
@@ -238,7 +238,7 @@ def test_killed_between_weights_and_result(victim, tmp_path):
 def test_run_folders_may_be_moved_together(victim, tmp_path):
     shutil.copytree(victim, tmp_path / "elsewhere")
     run = ("unlearn", "--run", tmp_path / "elsewhere" / "ga", "--from", tmp_path / "elsewhere" / "victim")
-    assert inside(*run, "--method", "gradient-ascent", "--forget-classes", 4, "--epochs", 1) == 0
+    assert inside(*run, "--method", "gradient-ascent", "--forget-class", 4, "--epochs", 1) == 0
 
 
 def test_npz_data_and_forget_masks(tmp_path):
@@ -249,7 +249,7 @@ def test_npz_data_and_forget_masks(tmp_path):
     assert inside(*train) == 0
     np.save(tmp_path / "mask.npy", np.arange(60) < 7)
     unlearn = ("unlearn", "--run", tmp_path / "u", "--from", tmp_path / "v", "--method", "retrain")
-    assert inside(*unlearn, "--forget-mask", tmp_path / "mask.npy") == 0
+    assert inside(*unlearn, "--forget-index", tmp_path / "mask.npy") == 0
     assert result(tmp_path / "u")["values"]["forgotten"] == 7
     changed = x.copy()
     changed[0, 0, 0, 0] ^= 1  # one bit of the data: not the same run any more
@@ -276,10 +276,10 @@ REFUSED = {
     "countermeasure": ("train --run N --countermeasure magic", "magic"),
     "share": ("protect --run N --share 0", "share must lie in (0, 1]"),
     "protect class": ("protect --run N --classes 12", "class 12 does not exist"),
-    "forget class": ("unlearn --run N --from V/victim --forget-classes 10", "class 10 does not exist"),
+    "forget class": ("unlearn --run N --from V/victim --forget-class 10", "class 10 does not exist"),
     "forget nothing": ("unlearn --run N --from V/victim", "the forget set is empty"),
-    "forget all": ("unlearn --run N --from V/victim --forget-classes 0 1 2 3 4 5 6 7 8 9", "covers all data"),
-    "observed class": ("unlearn --run N --from V/victim --forget-classes 1 --observed-classes 77", "class 77 does not exist"),
+    "forget all": ("unlearn --run N --from V/victim --forget-class 0 1 2 3 4 5 6 7 8 9", "covers all data"),
+    "observed class": ("unlearn --run N --from V/victim --forget-class 1 --observed-classes 77", "class 77 does not exist"),
     "eta": ("certify --run N --from V/ft --eta 0.1 -0.1", "eta must be positive"),
     "sigma": ("certify --run N --from V/ft --sigma 0", "sigma must be positive"),
     "q": ("certify --run N --from V/ft --q 1", "q must lie strictly between 0 and 1"),
@@ -294,8 +294,8 @@ REFUSED = {
     "reference": ("audit --run N --from V/ft --reference V/ft", "must be a run of `dememo unlearn --method retrain`"),
     "reference class": ("audit --run N --from V/victim --target-class 2 --reference V/rt", "must have forgotten all of them"),
     "radii": ("audit --run N --from V/ft --radii 0.4 0", "--radii must be positive"),
-    "kind of run": ("unlearn --run N --from V/ops --forget-classes 1", "is a run of `dememo protect`; expected"),
-    "no run folder": ("unlearn --run N --from nowhere --forget-classes 1", "no such folder"),
+    "kind of run": ("unlearn --run N --from V/ops --forget-class 1", "is a run of `dememo protect`; expected"),
+    "no run folder": ("unlearn --run N --from nowhere --forget-class 1", "no such folder"),
     "not a run folder": ("train --run V", "not a run folder"),
     "from and data": ("train --run N --from V/ops --data digits", "not both"),
     "protected classes": ("train --run N --protected-classes 1", "needs a protect run"),

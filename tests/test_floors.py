@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
     0: ("bounds", "convolution", "keys", "tree"),
     1: ("augment", "data", "losses", "mesh", "models", "nets", "projected"),
-    2: ("evaluate", "loop", "montecarlo", "train"),
+    2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
     4: ("checkpoint", "release", "report", "sources"),
     5: ("__init__", "cli"),

@@ -13,7 +13,7 @@ import numpy as np
 from dememo_jax import certify, checkpoint, mesh, models, tree
 from dememo_jax.cli import certificates, console, lineage, runs
 from dememo_jax.cli.certificates import CONTROL, THIS
-from dememo_jax.cli.checks import companion, target_of
+from dememo_jax.cli.checks import target_of
 from dememo_jax.cli.configs import Certify, Join
 from dememo_jax.cli.runs import positive
 from dememo_jax.errors import BadInput, require
@@ -37,7 +37,9 @@ def certify_model(config: Certify) -> dict:
         _plan(config, groups=2, refuse=config.first is None)
     base = lineage.trained(config.source)
     target = target_of(base, config.target_class)
-    contexts = {THIS: base} if config.control is None else {THIS: base, CONTROL: companion(base, config.control, "--control")}
+    contexts = (
+        {THIS: base} if config.control is None else {THIS: base, CONTROL: lineage.companion(base, config.control, "--control")}
+    )
     labels = np.asarray(base.test.y)
     groups = {f"class {target}": labels == target, "test set": np.ones(len(labels), bool)}
     clouds = {name: _cloud(config, context, groups) for name, context in contexts.items()}

@@ -1,7 +1,6 @@
 """The command that attacks a model: audit."""
 
 import dataclasses
-import time
 from pathlib import Path
 
 import jax
@@ -29,17 +28,9 @@ def target_of(base: lineage.Trained, asked: int | None) -> int:
     return asked
 
 
-def companion(base: lineage.Trained, folder: Path, flag: str) -> lineage.Trained:
-    """Another model of the same data, for comparison."""
-    other = lineage.trained(folder)
-    same = len(other.train.y) == len(base.train.y) and bool((other.train.y == base.train.y).all())
-    require(same, f"{flag} {folder} was trained on other data than the model in question")
-    return other
-
-
 def _retrained(base: lineage.Trained, folder: Path, target: int) -> lineage.Trained:
     """The model that never saw the target class."""
-    other = companion(base, folder, "--reference")
+    other = lineage.companion(base, folder, "--reference")
     require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
     unseen = other.forget is not None and bool(other.forget[np.asarray(base.train.y) == target].all())
     require(unseen, f"--reference {folder} was retrained with examples of class {target}; it must have forgotten all of them")
@@ -48,7 +39,7 @@ def _retrained(base: lineage.Trained, folder: Path, target: int) -> lineage.Trai
 
 def audit_model(config: Audit) -> dict:
     """`dememo audit`."""
-    started = time.monotonic()
+    started = runs.clock(config.run)
     for radius in config.radii:
         positive(radii=radius)
     positive(epochs=config.epochs, batch=config.batch, lr=config.lr)

@@ -15,7 +15,12 @@ Counter = Literal[
     "at-l2", "orthogonal",
 ]  # fmt: skip
 Augmentation = Literal["none", "crop-flip", "crop-flip-rotation"]
-Forget = Literal["retrain", "finetune", "gradient-ascent"]
+Forget = Literal[
+    "retrain", "finetune", "gradient-ascent", "neggrad-plus", "npo", "random-labels", "salun", "scrub", "bad-teacher",
+    "l1-sparse", "boundary-shrink", "boundary-expand", "unsir", "cf-k", "eu-k", "ssd", "influence", "noisy", "noisy-clip",
+    "output-noise",
+]  # fmt: skip
+Comparator = Literal["same_procedure", "from_centre", "data_independent"]
 Net = Literal["mlp", "cnn", "cnn3", "resnet18"]
 From = Annotated[Path, arg(name="from", metavar="DIR")]
 MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
@@ -119,24 +124,118 @@ class Unlearn:
     run: Folder
     """Run folder."""
     source: From
-    """A train run."""
+    """A train run, or an unlearn run to forget more."""
     method: Forget = "finetune"
-    """retrain: from nothing on what is retained. finetune: descend on it. gradient-ascent: climb on what is forgotten."""
-    forget_classes: tuple[int, ...] = ()
+    """Exact: retrain. On the retain set alone: finetune, l1-sparse, cf-k, eu-k. On the forget set alone: gradient-ascent,
+    boundary-shrink, boundary-expand. On both: neggrad-plus, npo, random-labels, salun, scrub, bad-teacher, unsir. In one step:
+    influence, ssd. Certified: noisy, noisy-clip, output-noise."""
+    forget_class: tuple[int, ...] = ()
     """Classes to forget."""
     forget_share: float = 1.0
     """Share of those classes' training examples to forget."""
-    forget_mask: Annotated[Path | None, arg(metavar="FILE.npy")] = None
-    """A boolean array [N] over the training examples, instead of classes."""
+    forget_part: Literal["all", "protected", "clean"] = "all"
+    """Of those, all, the protected (Du) or the clean ones (Dc)."""
+    forget_index: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Instead of classes: a .npy of indices or with a boolean mask [N], or a text file with one index a line."""
     observed_classes: tuple[int, ...] = ()
     """Classes whose test images show what is left of the rest (Dtr); none means all that are not forgotten."""
+    reference: Annotated[Path | None, arg(metavar="DIR")] = None
+    """The retrained model (an unlearn run with retrain, of the same examples): the gap to it is shown, and its seconds."""
     epochs: int | None = None
-    """Default: retrain as the victim was trained, finetune 10, gradient-ascent 5 (over the forget set)."""
+    """Passes over the retain set; over the forget set for methods that see no other. Default as published; retrain as the
+    victim was trained; after the noise of a certified method, free fine-tuning."""
     lr: float | None = None
-    """Default: retrain as the victim; finetune 0.015, gradient-ascent 1e-4; on digits 0.1 and 1e-3."""
+    """Learning rate; default as published, on digits a tuned one. Of a certified method: in the noisy steps."""
     batch: int = 64
+    statistics: Literal["fit", "frozen"] = "fit"
+    """Batch norm while descending: in training mode, as published, or left as it is."""
+    retain_weight: float | None = None
+    """neggrad-plus: share of the retain loss (0.9). npo: weight of the retain term (1); 0 is npo alone."""
+    beta: float | None = None
+    """npo: inverse temperature (0.1)."""
+    hold: Literal["nll", "kl"] | None = None
+    """npo: what the retain term is, the loss or the divergence from the given model."""
+    share: float | None = None
+    """salun: share of the weights that may move (0.5). bad-teacher: share of the retain set in an epoch (0.3)."""
+    forget_rounds: int | None = None
+    """scrub: epochs with a pass over the forget set (3)."""
+    rewind: bool = False
+    """scrub: go back to the epoch that errs on the forgotten as on test images of their classes (SCRUB+R)."""
+    strength: float | None = None
+    """l1-sparse: weight of the l1 norm (5e-4). ssd: lambda (1)."""
+    layers: int | None = None
+    """cf-k, eu-k: how many of the last layers move (1)."""
+    radius: float | None = None
+    """boundary-shrink: step to the neighbour, in pixels of [0, 1] (0.1)."""
+    alpha: float | None = None
+    """influence: scale of the step (1). ssd: how much more important to the forget set (10)."""
+    inverse: Literal["fisher", "ggn", "hessian", "diagonal", "identity", "published"] | None = None
+    """influence: of which curvature; published is no inverse (fisher)."""
+    damping: float | None = None
+    """influence: added to the curvature (1e-3)."""
+    samples: int | None = None
+    """influence: examples the curvature is taken from."""
+    epsilon: float | None = None
+    """Certified: the guarantee (1)."""
+    delta: float = 1e-5
+    """Certified: the guarantee's remainder."""
+    comparator: Comparator = "same_procedure"
+    """Certified: what the released model cannot be told from."""
+    steps: int | None = None
+    """Certified: noisy steps (10)."""
+    clip_init: float | None = None
+    """Certified: radius of the ball that the given weights are clipped into (0.01)."""
+    clip_grad: float | None = None
+    """noisy: largest l2 norm of a gradient (1)."""
+    clip_model: float | None = None
+    """noisy-clip: largest distance from the centre (0.1)."""
+    noise_decay: float | None = None
+    """noisy, noisy-clip: weight decay towards the centre in the noisy steps (0)."""
+    centre: Literal["init", "zero"] | None = None
+    """Certified: the ball lies around a fresh initialisation (the default), or around zero."""
+    noise_seed: int | None = None
+    """Certified, for experiments: noise from this seed instead of a secret key, so that the run can be repeated. Whoever knows
+    the seed can take the noise away: no guarantee against them."""
     seed: int = 1
     checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Sisa:
+    """Exact unlearning (SISA): train shards of the data in slices, and delete examples by retraining only what saw them."""
+
+    run: Folder
+    """Run folder. Called again with deletions, the same command carries them out; without, it finishes what is open."""
+    source: MaybeFrom = None
+    """A protect run, to train on its data; without it, the clean data."""
+    data: str | None = None
+    """Clean data, as in protect. Default digits; not together with --from."""
+    data_dir: Path | None = None
+    """Where TFDS data sets lie."""
+    model: Net = "cnn"
+    shards: int = 5
+    """Networks, each on its own share of the data; they vote."""
+    slices: int = 4
+    """Parts of a shard, added one after another; each leaves a checkpoint to go back to."""
+    epochs: int = 20
+    """What each network would train on all of its shard; the stages share out as many example passes."""
+    batch: int = 64
+    lr: float = 0.1
+    """Constant learning rate of SGD."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: Augmentation = "none"
+    vote: Literal["votes", "mean"] = "votes"
+    """The class that most networks put first, or the mean of their softmax outputs."""
+    voters: Literal["uniform", "proportional"] = "uniform"
+    """All networks alike, or by what remains of their shards."""
+    width: int = 1
+    """Shards trained at once in one vmap."""
+    delete: tuple[int, ...] = ()
+    """Indices of training examples to delete."""
+    delete_index: Annotated[Path | None, arg(metavar="FILE")] = None
+    """More of them: a .npy of indices or with a boolean mask [N], or a text file with one index a line."""
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,7 +358,7 @@ class Quickstart:
     checkpoint_seconds: float = 20.0
 
 
-Config = Protect | Train | Unlearn | Audit | Certify | Join | Report | Quickstart
+Config = Protect | Train | Unlearn | Sisa | Audit | Certify | Join | Report | Quickstart
 COMMANDS: dict[str, Any] = {
-    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Audit, Certify, Join, Report)
+    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Sisa, Audit, Certify, Join, Report)
 }

@@ -17,7 +17,7 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.cli import runs
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Apply, Array, Dataset, Method, Model, Params, Perturbation, Weights
+from dememo_jax.types import Apply, Array, Dataset, Model, Params, Perturbation, Weights
 
 NOISE, WEIGHTS, FORGET = "perturbation.npz", "weights", "forget.npy"
 
@@ -92,7 +92,7 @@ def augmentation(name: str) -> Augment | None:
 
 
 @functools.lru_cache
-def method(recipe: Callable[..., Method], net: Model, transform: optax.GradientTransformation, **how: Any) -> Method:
+def method(recipe: Callable[..., Any], net: Model, transform: optax.GradientTransformation, **how: Any) -> Any:
     """`recipe(net, transform, **how)`, the same object for the same arguments."""
     return recipe(net, transform, **how)
 
@@ -120,7 +120,7 @@ def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -
     """The model of a finished train or unlearn run."""
     config, digest = _finished(folder, expected)
     if config["command"] == "unlearn":
-        base = trained(folder / config["source"], expected=("train",))
+        base = trained(folder / config["source"])
         forget = np.load(folder / FORGET, allow_pickle=False)
         return dataclasses.replace(
             base, weights=_weights(folder, base.model, base), forget=forget, unlearned=config["method"], digest=digest
@@ -164,32 +164,44 @@ def _weights(folder: Path, net: Model, base: Source) -> Weights:
     return restored.state
 
 
+def companion(base: Trained, folder: Path, flag: str) -> Trained:
+    """Another model of the same data, for comparison."""
+    other = trained(folder)
+    same = len(other.train.y) == len(base.train.y) and bool((other.train.y == base.train.y).all())
+    require(same, f"{flag} {folder} was trained on other data than the model in question")
+    return other
+
+
 # --- the sets of the paper ---------------------------------------------------------------------------------------
 
 
 def splits(base: Source, forget: np.ndarray, observed: tuple[int, ...]) -> dict[str, tuple[str, np.ndarray]]:
     """name -> (which images, mask), as the SoK names them.
 
-    Du forgotten protected examples as the model saw them, Duc their clean counterparts, Dut test images of their
-    classes; Dc and Dct the same for forgotten clean examples; Dtr test images of the observed classes.
+    Du protected examples as the model saw them, Duc their clean counterparts, Dc clean ones: those to forget, or where only
+    the other kind is forgotten, what stays of the same classes. Dut and Dct test images of the classes of forgotten
+    protected and clean examples, Dtr those of the observed classes.
     """
     labels, test_labels = np.asarray(base.train.y), np.asarray(base.test.y)
+    concerned = np.isin(labels, labels[forget])
     hidden, open_ = forget & base.protected, forget & ~base.protected
-    found: dict[str, tuple[str, np.ndarray]] = {}
-    if hidden.any():
-        test = np.isin(test_labels, labels[hidden])
-        found |= {"Du": ("seen", hidden), "Duc": ("train", hidden), "Dut": ("test", test)}
-    if open_.any():
-        found |= {"Dc": ("train", open_), "Dct": ("test", np.isin(test_labels, labels[open_]))}
-    rest = np.isin(test_labels, observed) if observed else ~np.isin(test_labels, labels[forget])
-    return {name: part for name, part in (found | {"Dtr": ("test", rest)}).items() if part[1].any()}
+    du, dc = (part if part.any() else concerned & kind for part, kind in ((hidden, base.protected), (open_, ~base.protected)))
+    found = {
+        "Du": ("seen", du),
+        "Duc": ("train", du),
+        "Dut": ("test", np.isin(test_labels, labels[hidden])),
+        "Dc": ("train", dc),
+        "Dct": ("test", np.isin(test_labels, labels[open_])),
+        "Dtr": ("test", np.isin(test_labels, observed) if observed else ~np.isin(test_labels, labels[forget])),
+    }
+    return {name: part for name, part in found.items() if part[1].any()}
 
 
 def accuracies(base: Trained, weights: Weights, parts: dict[str, tuple[str, np.ndarray]]) -> dict[str, float]:
-    """Accuracy on each of the splits, and on the whole test set."""
+    """Accuracy on each of the splits, and on the whole test set (Dt)."""
     apply, params = models.freeze(base.model, weights)
     needed = {where for where, _ in parts.values()} | {"test"}
     right = {where: np.asarray(evaluate.correct(apply, params, getattr(base, where))) for where in needed}
     return {name: float(right[where][mask].mean()) for name, (where, mask) in parts.items()} | {
-        "test": float(right["test"].mean())
+        "Dt": float(right["test"].mean())
     }

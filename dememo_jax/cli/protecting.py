@@ -1,6 +1,5 @@
 """`dememo protect`: make the noise, release it, and on request measure what victims learn from the release."""
 
-import time
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ PARTIAL = "perturbation-partial.npz"
 
 def protect_data(config: Protect) -> dict:
     """`dememo protect`."""
-    started = time.monotonic()
+    started = runs.clock(config.run)
     base = lineage.clean(config.data, config.data_dir)
     runs.positive(
         radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,

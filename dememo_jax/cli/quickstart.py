@@ -8,14 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from dememo_jax import certify, report
-from dememo_jax.cli import certificates, certifying, checks, console, protecting, runs, unlearning, victims
+from dememo_jax.cli import certificates, certifying, checks, console, protecting, runs, sharding, unlearning, victims
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
 from dememo_jax.report import Plot, Section, Table
 
 PROTECTED, OBSERVED = (0, 1, 2, 3), (8, 9)
 SHORT: dict[Forget, str] = {"retrain": "retrain", "finetune": "finetune", "gradient-ascent": "ascent"}
-WORK: dict[Any, Any] = {**protecting.STAGES, **victims.STAGES, **unlearning.STAGES, **checks.STAGES, **certifying.STAGES}
+WORK: dict[Any, Any] = {
+    **protecting.STAGES,
+    **victims.STAGES,
+    **unlearning.STAGES,
+    **sharding.STAGES,
+    **checks.STAGES,
+    **certifying.STAGES,
+}
 INTRODUCTION = (
     "1,797 real 8 x 8 images of digits go through the life of dememorization: perturbed so that networks learn little from "
     "them, learned, unlearned, audited, and certified. Every number below was measured in this run."

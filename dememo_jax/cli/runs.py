@@ -23,6 +23,7 @@ from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+SECONDS = "seconds"  # beside the checkpoints: of work before the last one
 # These do not change what is computed, so a run may go on with other values.
 FREE = ("run", "checkpoint_seconds", "strategy", "width", "plan")
 MARGIN = 50 * 2**20  # bytes that must be free before a run starts
@@ -97,6 +98,19 @@ def result(folder: Path) -> dict:
         ) from None
 
 
+def clock(folder: Path) -> float:
+    """When this run began on the monotonic clock, earlier processes of it counted as far as their last checkpoint."""
+    try:
+        earlier = float((folder / CHECKPOINTS / SECONDS).read_text())
+    except (OSError, ValueError):
+        earlier = 0.0
+    return time.monotonic() - earlier
+
+
+def elapsed(started: float) -> float:
+    return time.monotonic() - started
+
+
 def finish(
     folder: Path, config: dict, values: dict, sections: Sequence[report.Section], started: float, *, introduction: str = ""
 ) -> dict:
@@ -114,7 +128,7 @@ def finish(
 
 
 def measured(started: float) -> dict:
-    """Where and when: device, versions, commit, seconds of this process's part of the run."""
+    """Where and when: device, versions, commit, seconds of the run."""
     return {
         "seconds": round(time.monotonic() - started, 2),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -195,11 +209,13 @@ def newest(directory: Path, like: Any) -> checkpoint.Restored | None:
 def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], None]:
     """`offer(step, state, meta, last)`, which saves the first time, and then not more often than every so many seconds."""
     saved = -math.inf  # a disk that cannot be written shows at once
+    begun = clock(directory.parent.parent)
 
     def offer(step: int, state: Any, meta: dict, last: bool) -> None:
         nonlocal saved
         if last or time.monotonic() - saved >= seconds:
             checkpoint.save(directory, step, state, meta)
+            report.write_atomic(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
             saved = time.monotonic()
 
     return offer

@@ -1,99 +1,153 @@
 """`dememo unlearn`: check everything, claim the folder, work, write."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, keys, train, unlearn
+from dememo_jax import checkpoint, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import lineage, runs
+from dememo_jax.cli import certified, forgetting, lineage, runs, selection
 from dememo_jax.cli.configs import Unlearn
-from dememo_jax.errors import BadInput, require
-from dememo_jax.report import Plot, Section, Table
+from dememo_jax.cli.forgetting import Job
+from dememo_jax.errors import require
+from dememo_jax.report import Cell, Plot, Section, Table
+from dememo_jax.types import CertifiedMethod, Method, Weights
 
-# Epochs and learning rate of each method; the rates are the SoK's for CIFAR-10, larger for the tiny net on digits.
-UNLEARN = {"finetune": (10, 0.015), "gradient-ascent": (5, 1e-4)}
-UNLEARN_DIGITS = {"finetune": (10, 0.1), "gradient-ascent": (5, 1e-3)}
+NOTE = (
+    "Du: protected training images as the model saw them; Duc: their clean counterparts; Dut: test images of their class. Dc, "
+    "Dct: the same for clean ones. Dtr: test images of the observed classes, Dt: all test images, Dr: retained training images."
+)
+
+
+class Outcome(NamedTuple):
+    weights: Weights
+    history: list[dict]  # accuracies, an entry an epoch
+    facts: dict  # of the method
+    tables: tuple[Table, ...]
+    said: str
 
 
 def unlearn_data(config: Unlearn) -> dict:
     """`dememo unlearn`."""
-    started = time.monotonic()
-    base = lineage.trained(config.source, expected=("train",))
-    defaults: dict[str, Any] = {"retrain": (base.trained["epochs"], base.trained["lr"])} | (
-        UNLEARN_DIGITS if base.name == "digits" else UNLEARN
-    )
-    epochs, lr = defaults[config.method]
-    epochs = epochs if config.epochs is None else config.epochs
-    lr = lr if config.lr is None else config.lr
-    runs.positive(epochs=epochs, lr=lr, batch=config.batch)
-    forget = _forget_mask(config, base)
+    started = runs.clock(config.run)
+    base = lineage.trained(config.source)
+    forgetting.check_options(config)
+    epochs, lr = forgetting.effort(config, base)
+    kind = forgetting.KINDS[config.method]
+    runs.positive(epochs=None if epochs == 0 and kind.family != "descent" else epochs, lr=lr if kind.family != "step" else None)
+    forget = selection.forget_mask(config, base)
     if config.observed_classes:
         sets.of_classes(base.test.y, config.observed_classes)
-    described = runs.describe(config, source_digest=base.digest, forget_digest=runs.digest(forget)) | {
-        "epochs": epochs,
-        "lr": lr,
-    }
+    reference = None if config.reference is None else _retrained(base, config.reference, forget)
+    digests = {"source_digest": base.digest, "forget_digest": runs.digest(forget)}
+    if reference:
+        digests["reference_digest"] = reference.digest
+    described = runs.describe(config, **digests) | {"epochs": epochs, "lr": lr}
+    job = Job(config, base, forget, epochs, lr)
+    finished = (config.run / runs.RESULT).exists()
+    makers: dict[str, Callable[[Job], Any]] = {"descent": kind.make, "certified": certified.make, "step": lambda job: kind}
+    make = makers[kind.family]
+    made = None if finished else make(job)  # bad input must show before the folder is claimed
     if done := runs.begin(config.run, described):
         return done
     np.save(config.run / lineage.FORGET, forget)
-    count = {"retrain": len(forget), "finetune": (~forget).sum(), "gradient-ascent": forget.sum()}[config.method]
-    per_epoch = sets.steps(int(count), config.batch, 1)
-    momentum, decay = base.trained["momentum"], base.trained["weight_decay"]
-    transform = train.clipped_sgd(lr, momentum, decay, per_epoch * epochs if config.method == "retrain" else None)
-    recipe = {"retrain": unlearn.retrain, "finetune": unlearn.finetune, "gradient-ascent": unlearn.gradient_ascent}[
-        config.method
-    ]
-    augment = lineage.augmentation(base.trained["augment"])
-    method = lineage.method(recipe, base.model, transform, batch=config.batch, augment=augment)
-    key, parts = jax.random.key(config.seed), lineage.splits(base, forget, config.observed_classes)
+    parts = lineage.splits(base, forget, config.observed_classes)
+    work: dict[str, Callable[..., Outcome]] = {"descent": _descend, "certified": _certify, "step": _step}
+    outcome = work[kind.family](job, made or make(job), parts)
+    checkpoint.save(config.run / lineage.WEIGHTS, 0, outcome.weights)
+    values, section = _result(job, outcome, parts, reference, runs.elapsed(started))
+    done = runs.finish(config.run, described, values, [section], started)
+    certified.forget_key(config.run)
+    return done
+
+
+def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> lineage.Trained:
+    """The model that never saw the forget set."""
+    other = lineage.companion(base, folder, "--reference")
+    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
+    same = other.forget is not None and np.array_equal(other.forget, forget)
+    require(same, f"--reference {folder} was retrained without other examples than those to forget here")
+    asked, there = base.trained["model"], other.trained["model"]
+    require(asked == there, f"--reference {folder} is a network {there}, the model in question a {asked}: train both alike")
+    return other
+
+
+# --- work --------------------------------------------------------------------------------------------------------
+
+
+def _descend(job: Job, method: unlearn.Unlearner, parts: dict) -> Outcome:
+    config, base, key = job.config, job.base, jax.random.key(job.config.seed)
+    steps = method.steps(*job.counts, job.epochs)
     state, history = runs.resumable(
-        config.run, method, key, (key, base.weights, base.seen, forget), base.seen,
-        title=f"unlearn {config.run.name}", steps=per_epoch * epochs, every=per_epoch, seconds=config.checkpoint_seconds,
-        record=lambda state, info: lineage.accuracies(base, state.weights, parts),
+        config.run, Method(method.init, method.step), key, (key, base.weights, base.seen, job.mask), base.seen,
+        title=f"unlearn {config.run.name}", steps=steps, every=forgetting.chunk(steps, job.epochs),
+        seconds=config.checkpoint_seconds, record=lambda state, info: lineage.accuracies(base, method.finish(state), parts),
     )  # fmt: skip
-    checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
-    before, after = lineage.accuracies(base, base.weights, parts), history[-1]
-    summary = f"{config.method} of {forget.sum():,} examples: " + ", ".join(
-        f"{n} {before[n]:.3f} -> {after[n]:.3f}" for n in parts
+    if not config.rewind:
+        return Outcome(method.finish(state), history, {}, (), "")
+    classes = np.unique(np.asarray(base.train.y)[job.forget])
+    found = unlearn.rewind(
+        base.model, state, sets.select(base.seen, job.forget), sets.select(base.test, np.isin(base.test.y, classes))
     )
-    table = Table("Accuracy", ("model", *before), (("before", *before.values()), ("after", *after.values())), NOTE)
-    span = tuple(float(i) for i in range(len(history) + 1))
-    curves = tuple((name, span, (before[name], *(entry[name] for entry in history))) for name in before)
+    facts = {"epoch": found.epoch, "forget_errors": found.forget_errors, "held_out_error": found.held_out_error}
+    said = f"rewound to epoch {found.epoch}, whose forget error {found.forget_errors[found.epoch - 1]:.3f} is nearest to "
+    return Outcome(found.weights, history, facts, (), said + f"{found.held_out_error:.3f} on unseen images of the class")
+
+
+def _step(job: Job, kind: forgetting.Kind, parts: dict) -> Outcome:
+    weights, facts = kind.make(job)
+    shown = {name: value for name, value in facts.items() if value is not None}
+    table = Table("The step", tuple(shown), (tuple(shown.values()),), "length: l2, over all parameters; relative: to theirs.")
+    said = f"a step of {facts['relative']:.2%} of the weights' length"
+    return Outcome(weights, [lineage.accuracies(job.base, weights, parts)], facts, (table,), said)
+
+
+def _certify(job: Job, made: tuple[CertifiedMethod, dict], parts: dict) -> Outcome:
+    weights, history, promised, table = certified.run(job, *made, lambda now: lineage.accuracies(job.base, now, parts))
+    said = f"({promised['epsilon']:.4g}, {promised['delta']:.3g})-certified against {promised['comparator']}"
+    return Outcome(weights, history, {"guarantee": promised}, (table,), said)
+
+
+# --- what came out -----------------------------------------------------------------------------------------------
+
+
+def _result(
+    job: Job, outcome: Outcome, parts: dict, reference: lineage.Trained | None, seconds: float
+) -> tuple[dict[str, Any], Section]:
+    config, base = job.config, job.base
+    whole = parts | {"Dr": ("seen", ~job.forget)}
+    models = {"before": base.weights, "after": outcome.weights} | ({"retrain": reference.weights} if reference else {})
+    found = {name: lineage.accuracies(base, weights, whole) for name, weights in models.items()}
+    rows: list[tuple[Cell, ...]] = [(name, *accuracy.values()) for name, accuracy in found.items()]
+    columns: tuple[str, ...] = ("model", *found["after"])
+    values: dict[str, Any] = {
+        "method": config.method, "forgotten": int(job.forget.sum()), **found, "history": outcome.history, **outcome.facts
+    }  # fmt: skip
+    shown = ", ".join(f"{name} {found['before'][name]:.3f} -> {found['after'][name]:.3f}" for name in parts)
+    summary = f"{config.method} of {values['forgotten']:,} examples: {shown}"
+    note = NOTE
+    if reference and config.reference:
+        gaps = {name: _gap(accuracy, found["retrain"]) for name, accuracy in found.items()}
+        values["gap"] = gaps["after"]
+        values["retrain_seconds"] = runs.result(config.reference)["measured"]["seconds"]
+        rows, columns = [(*row, gap) for row, gap in zip(rows, gaps.values())], (*columns, "gap")
+        note += " gap: mean difference to the retrained model, over the columns."
+        summary += f"; gap to retraining {gaps['after']:.3f}, in {seconds:.1f} s against {values['retrain_seconds']:.1f} s"
+    if outcome.said:
+        summary += f"; {outcome.said}"
+    tables = (Table("Accuracy", columns, tuple(rows), note), *outcome.tables)
+    span = tuple(float(i) for i in range(len(outcome.history) + 1))
+    names = [*parts, "Dt"]
+    curves = tuple((n, span, (found["before"][n], *(entry[n] for entry in outcome.history))) for n in names)
     plot = Plot("unlearning", "Accuracy while unlearning", "epoch", "accuracy", curves)
-    values = {"method": config.method, "forgotten": int(forget.sum()), "before": before, "after": after, "history": history}
-    return runs.finish(
-        config.run, described, values, [Section(f"unlearn: {config.run.name}", summary, (table,), (plot,))], started
-    )
+    return values, Section(f"unlearn: {config.run.name}", summary, tables, (plot,))
 
 
-NOTE = (
-    "Du: forgotten protected training images as the model saw them; Duc: their clean counterparts; Dut: test images of "
-    "their class. Dc, Dct: the same for a clean class. Dtr: test images of the observed classes."
-)
-
-
-def _forget_mask(config: Unlearn, base: lineage.Trained) -> np.ndarray:
-    labels = np.asarray(base.train.y)
-    if config.forget_mask is not None:
-        require(not config.forget_classes, "give --forget-classes or --forget-mask, not both")
-        return sets.check_forget(read_mask(config.forget_mask), len(labels))
-    require(
-        config.forget_classes, "the forget set is empty: name classes with --forget-classes, or examples with --forget-mask"
-    )
-    key = keys.named(jax.random.key(config.seed), "forget")
-    chosen = sets.share_of(key, sets.of_classes(labels, config.forget_classes), labels, config.forget_share)
-    return sets.check_forget(chosen, len(labels))
-
-
-def read_mask(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{path}: not a readable .npy with a boolean array [N] ({error})") from error
+def _gap(one: dict[str, float], other: dict[str, float]) -> float:
+    return float(np.mean([abs(one[name] - other[name]) for name in one]))
 
 
 STAGES = {Unlearn: unlearn_data}

@@ -1,7 +1,6 @@
 """`dememo train`, and the victims of `dememo protect --evaluate`."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def fit(
 
 def train_victim(config: Train) -> dict:
     """`dememo train`."""
-    started = time.monotonic()
+    started = runs.clock(config.run)
     require(
         config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
     )

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dememo_jax import curvature, models, tree
 from dememo_jax.errors import require
@@ -27,7 +28,7 @@ def salient(model: Model, share: float, *, batch: int = 256) -> Trainable:
         size = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in leaves])
         count = max(1, round(share * len(size)))
         chosen = jnp.zeros(len(size), bool).at[jnp.argsort(-size, stable=True)[:count]].set(True)
-        cuts = jnp.split(chosen, jnp.cumsum(jnp.asarray([leaf.size for leaf in leaves]))[:-1])
+        cuts = jnp.split(chosen, np.cumsum([leaf.size for leaf in leaves])[:-1])
         return jax.tree.unflatten(treedef, [part.reshape(leaf.shape) for part, leaf in zip(cuts, leaves)])
 
     return trainable

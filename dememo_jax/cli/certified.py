@@ -1,0 +1,117 @@
+"""Certified unlearning as a run: calibrate, take the noisy steps, train on freely, and say what is promised."""
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dememo_jax import data as sets
+from dememo_jax import keys, train, unlearn
+from dememo_jax.cli import lineage, runs
+from dememo_jax.cli.forgetting import Job, chunk
+from dememo_jax.errors import require
+from dememo_jax.report import Table
+from dememo_jax.types import CertifiedMethod, Key, Method, Params, Weights
+
+SECRET = "noise.key"  # while a run lasts, so that it can be resumed; its owner's alone
+
+
+def make(job: Job) -> tuple[CertifiedMethod, dict[str, Any]]:
+    """The method, calibrated, and its numbers; BadInput for what cannot be certified."""
+    config = job.config
+    epsilon, steps = job.get("epsilon", 1.0), 1 if config.method == "output-noise" else job.get("steps", 10)
+    unlearn.check_network(job.base.model, job.base.weights, job.base.train.x[:1])
+    known: dict[str, Any] = {"clip_init": job.get("clip_init", 0.01), "comparator": config.comparator}
+    numbers: dict[str, Any] = {"epsilon": epsilon, "delta": config.delta, "steps": steps, **known}
+    often: dict[str, Any] = {"batch": config.batch, "augment": lineage.augmentation(job.base.trained["augment"])}
+    moves: dict[str, Any] = {"lr": job.lr, "weight_decay": job.get("noise_decay", 0.0)}
+    if config.method == "noisy":
+        moves |= {"clip_grad": job.get("clip_grad", 1.0)}
+        sigma = unlearn.calibrate(epsilon, config.delta, steps=steps, **moves, **known)
+        method = unlearn.noisy_descent(job.base.model, sigma=sigma, delta=config.delta, **moves, **known, **often)
+    elif config.method == "noisy-clip":
+        clip = job.get("clip_model", 0.1)
+        sigma = unlearn.calibrate_model_clipping(
+            epsilon, config.delta, steps=steps, clip_model=clip, comparator=config.comparator
+        )
+        moves |= {"clip_model": clip}
+        method = unlearn.noisy_model_clipping(job.base.model, sigma=sigma, epsilon=epsilon, **moves, **known, **often)
+    else:
+        moves = {}
+        sigma = unlearn.calibrate(epsilon, config.delta, steps=1, lr=0.0, clip_grad=0.0, **known)
+        method = unlearn.output_perturbation(job.base.model, sigma=sigma, delta=config.delta, **known)
+    return method, numbers | moves | {"sigma": sigma}
+
+
+def run(
+    job: Job, method: CertifiedMethod, numbers: dict, record: Callable[[Weights], dict]
+) -> tuple[Weights, list[dict], dict, Table]:
+    """Weights after the noise and the free training, accuracies on the way, what is promised, and a table of it."""
+    config, base, key = job.config, job.base, _secret(job.config.run, job.config.noise_seed)
+    centre = _centre(job)
+    steps, seconds = numbers["steps"], config.checkpoint_seconds
+    state, before = runs.resumable(
+        config.run, Method(method.init, method.step), key, (key, base.weights, base.seen, job.mask, centre), base.seen,
+        title=f"noise {config.run.name}", steps=steps, every=chunk(steps, 10), seconds=seconds,
+        record=lambda state, info: {"gradient_norm": float(np.mean(info["gradient_norm"]))} if "gradient_norm" in info else {},
+    )  # fmt: skip
+    weights = unlearn.released(base.model, state.weights, base.seen, job.mask)
+    history = [record(weights)]
+    if job.epochs:
+        total = sets.steps(job.counts[1], config.batch, job.epochs)
+        freely = train.clipped_sgd(base.trained["lr"], base.trained["momentum"], job.decay, total)
+        tuned, public = job.descend(unlearn.finetune, freely), jax.random.key(config.seed)
+        last, after = runs.resumable(
+            config.run, Method(tuned.init, tuned.step), public, (public, weights, base.seen, job.mask), base.seen,
+            title=f"train on {config.run.name}", steps=total, every=chunk(total, job.epochs), seconds=seconds,
+            record=lambda state, info: record(state.weights),
+        )  # fmt: skip
+        weights, history = last.weights, history + after
+    guarantee = method.guarantee(steps)
+    assumptions = guarantee.assumptions
+    if config.noise_seed is not None:
+        assumptions = (
+            *assumptions,
+            f"the noise was drawn from the seed {config.noise_seed}: nothing holds against who knows it",
+        )
+    promised = {
+        **numbers, "epsilon": guarantee.epsilon, "delta": guarantee.delta, "mu": guarantee.mu, "assumptions": assumptions,
+        "words": unlearn.in_words(guarantee), "noisy_steps": before, "free_epochs": job.epochs,
+    }  # fmt: skip
+    names = ("epsilon", "delta", "mu", "sigma", "steps", "comparator")
+    table = Table(
+        "Guarantee",
+        names,
+        (tuple(promised[n] for n in names),),
+        f"{promised['words']} Provided that: {'; '.join(assumptions)}.",
+    )
+    return weights, history, promised, table
+
+
+def forget_key(folder: Path) -> None:
+    """The run is over: nobody needs the key of its noise any more."""
+    (folder / SECRET).unlink(missing_ok=True)
+
+
+def _secret(folder: Path, seed: int | None) -> Key:
+    """A fresh key from the operating system, the same one for a run that is resumed; or that of a seed, which is no secret."""
+    if seed is not None:
+        return keys.named(jax.random.key(seed), "noise")
+    path = folder / SECRET
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(secrets.token_hex(8))
+    text = path.read_text().strip()
+    require(len(text) == 16, f"{path} is damaged, and the noise already added cannot be continued; choose another --run")
+    return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(bytes.fromhex(text), np.uint32)))
+
+
+def _centre(job: Job) -> Params:
+    """A fresh initialisation, of a seed that knows no data, or zero."""
+    fresh = job.base.model.init(keys.named(jax.random.key(job.config.seed), "centre"), job.base.train.x[:1]).params
+    return jax.tree.map(np.zeros_like, fresh) if job.config.centre == "zero" else fresh

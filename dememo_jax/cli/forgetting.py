@@ -1,0 +1,230 @@
+"""The unlearning methods by the names that the command line gives them, with the published numbers where nothing is asked."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dememo_jax import data as sets
+from dememo_jax import models, train, unlearn
+from dememo_jax.cli import lineage, runs
+from dememo_jax.cli.configs import Unlearn
+from dememo_jax.errors import require
+from dememo_jax.types import Array, Weights
+
+# What belongs to some methods only: given to another, it is refused.
+OPTIONS = (
+    "retain_weight", "beta", "hold", "share", "forget_rounds", "rewind", "strength", "layers", "radius", "alpha", "inverse",
+    "damping", "samples", "epsilon", "steps", "clip_init", "clip_grad", "clip_model", "noise_decay", "centre", "noise_seed",
+    "delta", "comparator",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is made of."""
+
+    config: Unlearn
+    base: lineage.Trained
+    forget: np.ndarray  # [N] bool
+    epochs: int
+    lr: float
+
+    @property
+    def mask(self) -> Array:
+        return jnp.asarray(self.forget)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        return int(self.forget.sum()), int((~self.forget).sum())
+
+    def get(self, name: str, default: Any) -> Any:
+        given = getattr(self.config, name)
+        return default if given is None else given
+
+    def given(self, **named: str) -> dict[str, Any]:
+        """Arguments of a recipe from fields of the configuration, where they were given."""
+        return {to: value for to, name in named.items() if (value := getattr(self.config, name)) is not None}
+
+    @property
+    def decay(self) -> float:
+        return self.base.trained["weight_decay"]
+
+    def sgd(self, steps: int | None = None) -> optax.GradientTransformation:
+        """The victim's SGD at the rate in question; with steps, falling to zero over so many."""
+        return train.clipped_sgd(self.lr, self.base.trained["momentum"], self.decay, steps)
+
+    def descend(self, recipe: Callable, transform: optax.GradientTransformation | None = None, **how: Any) -> unlearn.Unlearner:
+        how = {"batch": self.config.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
+        if recipe is not unlearn.retrain:
+            how["mode"] = self.config.statistics
+        return lineage.method(recipe, self.base.model, transform or self.sgd(), **how)
+
+
+# --- methods that descend ----------------------------------------------------------------------------------------
+
+
+@functools.lru_cache
+def _adam(lr: float, decay: float) -> optax.GradientTransformation:
+    return optax.adamw(lr, weight_decay=decay)
+
+
+def _retrain(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.retrain, job.sgd(sets.steps(job.counts[1], job.config.batch, job.epochs)))
+
+
+def _npo(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.npo, **job.given(beta="beta", retain="retain_weight", hold="hold"))
+
+
+def _random(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.random_labels, classes=job.base.classes)
+
+
+def _salun(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.salun, classes=job.base.classes, **job.given(share="share"))
+
+
+def _scrub(job: Job) -> unlearn.Unlearner:
+    batches = (job.config.batch, job.config.batch)
+    recipe = _keeping_scrub if job.config.rewind else _plain_scrub
+    how = job.given(forget_rounds="forget_rounds") | ({"epochs": job.epochs} if job.config.rewind else {})
+    return job.descend(recipe, _adam(job.lr, job.decay), batches=batches, **how)
+
+
+def _plain_scrub(model, tx, *, batch, **how):
+    return unlearn.scrub(model, tx, **how)
+
+
+def _keeping_scrub(model, tx, *, batch, epochs, **how):
+    return unlearn.keeping(unlearn.scrub(model, tx, **how), epochs)
+
+
+def _bad_teacher(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.bad_teacher, _adam(job.lr, 0.0), **job.given(share="share"))
+
+
+def _l1(job: Job) -> unlearn.Unlearner:
+    steps = sets.steps(job.counts[1], job.config.batch, job.epochs)
+    return job.descend(unlearn.l1_sparse, steps=steps, **job.given(strength="strength"))
+
+
+def _expand(model, tx, *, wider, **how):
+    return unlearn.boundary_expand(model, wider, tx, **how)
+
+
+def _boundary_expand(job: Job) -> unlearn.Unlearner:
+    wider = lineage.model(job.base.trained["model"], job.base.classes + 1)
+    return job.descend(_expand, wider=wider, classes=job.base.classes)
+
+
+# --- methods of one step -----------------------------------------------------------------------------------------
+
+
+def _influence(job: Job) -> tuple[Weights, dict]:
+    apply, params = job.base.frozen
+    how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 1.0), "weight_decay": job.decay}
+    how |= job.given(damping="damping", samples="samples")
+    done = unlearn.influence(apply, params, job.base.seen, job.forget, key=jax.random.key(job.config.seed), **how)
+    facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "params"}
+    return job.base.weights._replace(params=done.params), facts
+
+
+def _ssd(job: Job) -> tuple[Weights, dict]:
+    how = job.given(alpha="alpha", strength="strength")
+    done = unlearn.ssd(*models.freeze(job.base.model, job.base.weights), job.base.seen, job.forget, **how)
+    facts = {"share": done.share, "length": done.length, "relative": done.relative}
+    return job.base.weights._replace(params=done.params), facts
+
+
+class Kind(NamedTuple):
+    """A method: passes and learning rate as published for CIFAR-10 and as tuned for digits, and what else it reads."""
+
+    make: Callable[[Job], Any]
+    published: tuple[int, float] | None = None
+    digits: tuple[int, float] | None = None
+    options: tuple[str, ...] = ()
+    family: str = "descent"  # or "step" or "certified"
+
+
+_CERTIFIED = ("epsilon", "delta", "comparator", "clip_init", "centre", "noise_seed")
+
+
+def _certified(*options: str) -> Kind:
+    return Kind(lambda job: None, (10, 0.001), (10, 0.001), (*_CERTIFIED, *options), "certified")
+
+
+KINDS: dict[str, Kind] = {
+    "retrain": Kind(_retrain),
+    "finetune": Kind(lambda job: job.descend(unlearn.finetune), (10, 0.015), (10, 0.1)),
+    "gradient-ascent": Kind(lambda job: job.descend(unlearn.gradient_ascent), (5, 1e-4), (5, 1e-3)),
+    "neggrad-plus": Kind(
+        lambda job: job.descend(unlearn.negative_gradient, **job.given(retain="retain_weight")), (5, 0.01), (5, 0.01),
+        ("retain_weight",),
+    ),
+    "npo": Kind(_npo, (10, 0.01), (10, 0.01), ("beta", "retain_weight", "hold")),
+    "random-labels": Kind(_random, (10, 0.01), (10, 0.05)),
+    "salun": Kind(_salun, (10, 0.013), (10, 0.05), ("share",)),
+    "scrub": Kind(_scrub, (10, 5e-4), (10, 5e-4), ("forget_rounds", "rewind")),
+    "bad-teacher": Kind(_bad_teacher, (1, 1e-4), (5, 1e-3), ("share",)),
+    "l1-sparse": Kind(_l1, (10, 0.01), (10, 0.1), ("strength",)),
+    "boundary-shrink": Kind(
+        lambda job: job.descend(unlearn.boundary_shrink, **job.given(radius="radius")), (10, 1e-4), (10, 1e-3), ("radius",)
+    ),
+    "boundary-expand": Kind(_boundary_expand, (10, 1e-4), (10, 1e-3)),
+    "unsir": Kind(lambda job: job.descend(unlearn.unsir), (1, 1e-4), (2, 0.01)),
+    "cf-k": Kind(
+        lambda job: job.descend(unlearn.catastrophic_forgetting, **job.given(layers="layers")), (10, 0.01), (10, 0.1),
+        ("layers",),
+    ),
+    "eu-k": Kind(
+        lambda job: job.descend(unlearn.exact_last_layers, **job.given(layers="layers")), (10, 0.1), (10, 0.1), ("layers",)
+    ),
+    "ssd": Kind(_ssd, options=("alpha", "strength"), family="step"),
+    "influence": Kind(_influence, options=("alpha", "inverse", "damping", "samples"), family="step"),
+    "noisy": _certified("steps", "clip_grad", "noise_decay"),
+    "noisy-clip": _certified("steps", "clip_model", "noise_decay"),
+    "output-noise": _certified(),
+}  # fmt: skip
+
+
+def effort(config: Unlearn, base: lineage.Trained) -> tuple[int, float]:
+    """Epochs and learning rate: as asked, as published, or of retraining as the victim was trained."""
+    kind = KINDS[config.method]
+    if config.method == "retrain":
+        usual = (base.trained["epochs"], base.trained["lr"])
+    else:
+        usual = (kind.digits if base.name == "digits" else kind.published) or (0, 0.0)
+    if kind.family == "step":
+        require(config.epochs is None and config.lr is None, f"{config.method} is one step: leave --epochs and --lr away")
+    return (usual[0] if config.epochs is None else config.epochs), (usual[1] if config.lr is None else config.lr)
+
+
+def check_options(config: Unlearn) -> None:
+    """BadInput for an option that the method does not read, or a value that none can."""
+    kind = KINDS[config.method]
+    plain = {field.name: field.default for field in dataclasses.fields(Unlearn)}
+    for name in OPTIONS:
+        strange = getattr(config, name) != plain[name] and name not in kind.options
+        readers = ", ".join(method for method, one in KINDS.items() if name in one.options)
+        require(not strange, f"--{name.replace('_', '-')} belongs to {readers}; {config.method} does not read it")
+    no_descent = kind.family != "descent" and config.statistics != "fit"
+    require(not no_descent, f"--statistics belongs to methods that descend; {config.method} does not read it")
+    runs.positive(
+        batch=config.batch, beta=config.beta, share=config.share, forget_rounds=config.forget_rounds, layers=config.layers,
+        strength=config.strength, radius=config.radius, damping=config.damping, samples=config.samples,
+        epsilon=config.epsilon, delta=config.delta, steps=config.steps, clip_init=config.clip_init, clip_grad=config.clip_grad,
+        clip_model=config.clip_model,
+    )  # fmt: skip
+
+
+def chunk(steps: int, epochs: int) -> int:
+    """Steps between two looks at a run: about an epoch."""
+    return max(1, math.ceil(steps / max(1, epochs)))

@@ -1,0 +1,70 @@
+"""Which training examples a command is about: classes, shares and parts of them, or a file of indices."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dememo_jax import data as sets
+from dememo_jax import keys
+from dememo_jax.cli import console, lineage
+from dememo_jax.cli.configs import Unlearn
+from dememo_jax.errors import BadInput, require
+
+
+def forget_mask(config: Unlearn, base: lineage.Trained) -> np.ndarray:
+    """Mask [N] of all that the model is to forget, what it forgot before included; says what is asked for again."""
+    labels, before = np.asarray(base.train.y), base.forget
+    chosen = _chosen(config, base, labels)
+    if before is not None:
+        again = int((chosen & before).sum())
+        if again:
+            console.warn(f"{again:,} of the {chosen.sum():,} examples to forget were forgotten before, in {config.source}")
+        chosen = chosen | before
+    return sets.check_forget(chosen, len(labels))
+
+
+def _chosen(config: Unlearn, base: lineage.Trained, labels: np.ndarray) -> np.ndarray:
+    if config.forget_index is not None:
+        alone = not config.forget_class and config.forget_share == 1 and config.forget_part == "all"
+        require(alone, "--forget-index names the examples by itself: give no --forget-class, --forget-share or --forget-part")
+        return mask_of(indices(config.forget_index, len(labels)), len(labels))
+    require(
+        config.forget_class, "the forget set is empty: name classes with --forget-class, or examples with --forget-index FILE"
+    )
+    mask = sets.of_classes(labels, config.forget_class)
+    if config.forget_part != "all":
+        mask &= base.protected if config.forget_part == "protected" else ~base.protected
+        require(mask.any(), f"classes {list(config.forget_class)} have no {config.forget_part} examples to forget")
+    return sets.share_of(keys.named(jax.random.key(config.seed), "forget"), mask, labels, config.forget_share)
+
+
+def indices(path: Path, count: int) -> np.ndarray:
+    """The sorted indices that a file names, each once: .npy of integers or a mask, or text with one a line."""
+    what = f"{path}: expected a .npy of integer indices or with a boolean mask [{count}], or a text file with one index a line"
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            array = np.asarray([int(line) for line in path.read_text().splitlines() if line.strip()], np.int64)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{what} ({error})") from error
+    if array.dtype == bool:
+        require(array.shape == (count,), f"{what}; got a mask {array.shape}")
+        return np.flatnonzero(array)
+    require(np.issubdtype(array.dtype, np.integer) and array.ndim == 1, f"{what}; got {array.dtype} {array.shape}")
+    return checked(array, count)
+
+
+def checked(given, count: int) -> np.ndarray:
+    """Sorted indices, each once; BadInput for one that is no training example."""
+    array = np.asarray(given, np.int64)
+    outside = array[(array < 0) | (array >= count)]
+    require(not len(outside), f"there is no example {outside[:1].tolist()}: the training examples are numbered 0..{count - 1}")
+    return np.unique(array)
+
+
+def mask_of(given: np.ndarray, count: int) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    mask[given] = True
+    return mask
