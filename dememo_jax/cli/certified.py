@@ -87,7 +87,7 @@ def run(
     table = Table(
         "Guarantee",
         names,
-        (tuple(promised[n] for n in names),),
+        ((promised["epsilon"], f"{promised['delta']:.3g}", *(promised[n] for n in names[2:])),),
         f"{promised['words']} Provided that: {'; '.join(assumptions)}.",
     )
     return weights, history, promised, table

@@ -107,83 +107,101 @@ def descent(
     """
     stages = _stages(parts)
     terms = tuple(term for stage in stages for term in stage.terms)
-    names, sizes = _names(terms), tuple(term.batch or batch for term in terms)
-    wanted = {term.teacher for term in terms if term.teacher} | {GIVEN for term in terms if term.relabel}
-    require(wanted <= {GIVEN, FRESH}, f"a teacher is {GIVEN!r} or {FRESH!r}, got {sorted(wanted)}")
+    teachers = {term.teacher for term in terms if term.teacher} | {GIVEN for term in terms if term.relabel}
+    require(teachers <= {GIVEN, FRESH}, f"a teacher is {GIVEN!r} or {FRESH!r}, got {sorted(teachers)}")
+    sizes = tuple(term.batch or batch for term in terms)
+    plan = _Plan(model, tx, stages, terms, sizes, batch, mode, augment, penalty)
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
         if not isinstance(forget, jax.core.Tracer):
             sets.check_forget(forget, len(data.y))
         forget, zero = jnp.asarray(forget, bool), jnp.zeros((), jnp.int32)
-        random = model.init(keys.named(key, "weights"), data.x[:1]) if fresh else None
         moving = None if trainable is None else trainable(keys.named(key, "trainable"), weights, data, forget)
         extra = () if prepare is None else prepare(keys.named(key, "prepare"), weights, data, forget)
-        teachers = {GIVEN: weights} if GIVEN in wanted else {}
-        if FRESH in wanted:
-            teachers[FRESH] = model.init(keys.named(key, "teacher"), data.x[:1])
-        if random is not None:
+        known = {GIVEN: lambda: weights, FRESH: lambda: model.init(keys.named(key, "teacher"), data.x[:1])}
+        shown = {name: known[name]() for name in sorted(teachers)}
+        if fresh:
+            random = model.init(keys.named(key, "weights"), data.x[:1])
             weights = random if moving is None else weights._replace(params=_where(moving, random.params, weights.params))
-        counts = jnp.zeros(len(terms), jnp.int32)
-        return DescentState(
-            weights, tx.init(weights.params), forget, keys.named(key, "order"), zero, zero, zero, zero, counts,
-            jnp.zeros(len(terms)), teachers, moving, extra,
-        )  # fmt: skip
+        counts, values = jnp.zeros(len(terms), jnp.int32), jnp.zeros(len(terms))
+        opt, order = tx.init(weights.params), keys.named(key, "order")
+        return DescentState(weights, opt, forget, order, zero, zero, zero, zero, counts, values, shown, moving, extra)
 
     def step(key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, Info]:
-        forgotten = state.forget.sum()
-        progress = Progress(state.step, state.round, forgotten, len(state.forget) - forgotten)
+        return _step(plan, key, state, data)
 
-        def at_work(number: int, start: int):
-            def grads_of(params):
-                def objective(params):
-                    weights, total = state.weights._replace(params=params), jnp.zeros(())
-                    found = state.latest
-                    for i in range(start, start + len(stages[number].terms)):
-                        value, weights = term_value(i, key, state, data, weights)
-                        weight = terms[i].weight
-                        total += (weight(progress) if callable(weight) else weight) * value
-                        found = found.at[i].set(value)
-                    return total if penalty is None else total + penalty(params, state.step), (weights.stats, found)
+    return Unlearner(init, step, partial(_total, plan), lambda state: state.weights)
 
-                return jax.grad(objective, has_aux=True)(params)
 
-            return grads_of
+# --- a step ------------------------------------------------------------------------------------------------------
 
-        begins = [sum(len(stage.terms) for stage in stages[:n]) for n in range(len(stages))]
-        branches = [at_work(n, begin) for n, begin in enumerate(begins)]
-        grads, (stats, latest) = (
-            branches[0](state.weights.params)
-            if len(stages) == 1
-            else jax.lax.switch(state.stage, branches, state.weights.params)
-        )
-        weights, opt = train.update(tx, grads, state.opt, state.weights._replace(stats=stats))
-        if state.trainable is not None:  # last of all, so that neither decay nor momentum moves the others
-            weights = weights._replace(params=_where(state.trainable, weights.params, state.weights.params))
-        belongs = jnp.asarray([n for n, stage in enumerate(stages) for _ in stage.terms])
-        state = state._replace(
-            weights=weights, opt=opt, step=state.step + 1, drawn=state.drawn + (belongs == state.stage), latest=latest
-        )
-        return _advance(stages, batch, sizes, state, progress), dict(zip(names, latest))
 
-    def term_value(i: int, key: Key, state: DescentState, data: Dataset, weights: Weights) -> tuple[Array, Weights]:
-        term, to_draw = terms[i], keys.at(state.order, i)
-        to_augment, to_fit = jax.random.split(keys.at(key, i))
-        if callable(term.on):
-            examples = term.on(to_draw, state.drawn[i], state, data, sizes[i])
-        else:
-            mask = state.forget if term.on == "forget" else ~state.forget
-            examples = sets.shuffled(to_draw, state.drawn[i], data, sizes[i], mask)
-        x = examples.x if augment is None else augment(to_augment, examples.x)
-        labels = examples.y
-        if term.relabel is not None:
-            labels = term.relabel(keys.named(to_augment, "relabel"), state.teachers[GIVEN], examples._replace(x=x))
-        logits, weights = train.forward(model, mode, weights, x, to_fit)
-        if term.teacher is None:
-            return term.loss(logits, labels).mean(), weights
-        shown = jax.lax.stop_gradient(model.apply(state.teachers[term.teacher], x))
-        return term.loss(logits, labels, shown).mean(), weights
+class _Plan(NamedTuple):
+    """What every step of a method knows."""
 
-    return Unlearner(init, step, partial(_total, stages, batch, sizes), lambda state: state.weights)
+    model: Model
+    tx: optax.GradientTransformation
+    stages: tuple[Stage, ...]
+    terms: tuple[Term, ...]  # of all stages
+    sizes: tuple[int, ...]  # of the batches of each
+    batch: int
+    mode: str
+    augment: Augment | None
+    penalty: Callable[[Params, Array], Array] | None
+
+
+def _step(plan: _Plan, key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, Info]:
+    forgotten = state.forget.sum()
+    progress = Progress(state.step, state.round, forgotten, len(state.forget) - forgotten)
+    belongs = [n for n, stage in enumerate(plan.stages) for _ in stage.terms]
+    branches = [
+        partial(_gradient, plan, [i for i, m in enumerate(belongs) if m == n], key, state, data, progress)
+        for n in range(len(plan.stages))
+    ]
+    # A single stage needs no switch, and a switch in a vmap would compute every branch.
+    chosen = branches[0] if len(branches) == 1 else partial(jax.lax.switch, state.stage, branches)
+    grads, (stats, latest) = chosen(state.weights.params)
+    weights, opt = train.update(plan.tx, grads, state.opt, state.weights._replace(stats=stats))
+    if state.trainable is not None:  # last of all, so that neither decay nor momentum moves the others
+        weights = weights._replace(params=_where(state.trainable, weights.params, state.weights.params))
+    drawn = state.drawn + (jnp.asarray(belongs) == state.stage)
+    state = state._replace(weights=weights, opt=opt, step=state.step + 1, drawn=drawn, latest=latest)
+    return _advance(plan, state, progress), dict(zip(_names(plan.terms), latest))
+
+
+def _gradient(plan: _Plan, at_work: list[int], key: Key, state: DescentState, data: Dataset, progress: Progress, params):
+    """Gradient of the weighted sum of some of the terms, and with it the new statistics and everybody's latest losses."""
+
+    def objective(params):
+        weights, total, latest = state.weights._replace(params=params), jnp.zeros(()), state.latest
+        for i in at_work:
+            value, weights = _value(plan, i, key, state, data, weights)
+            weight = plan.terms[i].weight
+            total += (weight(progress) if callable(weight) else weight) * value
+            latest = latest.at[i].set(value)
+        return total if plan.penalty is None else total + plan.penalty(params, state.step), (weights.stats, latest)
+
+    return jax.grad(objective, has_aux=True)(params)
+
+
+def _value(plan: _Plan, i: int, key: Key, state: DescentState, data: Dataset, weights: Weights) -> tuple[Array, Weights]:
+    """The mean loss of term i on its next batch, and the weights with the statistics after it."""
+    term, to_draw = plan.terms[i], keys.at(state.order, i)
+    to_augment, to_fit = jax.random.split(keys.at(key, i))
+    if callable(term.on):
+        examples = term.on(to_draw, state.drawn[i], state, data, plan.sizes[i])
+    else:
+        mask = state.forget if term.on == "forget" else ~state.forget
+        examples = sets.shuffled(to_draw, state.drawn[i], data, plan.sizes[i], mask)
+    x = examples.x if plan.augment is None else plan.augment(to_augment, examples.x)
+    labels = examples.y
+    if term.relabel is not None:
+        labels = term.relabel(keys.named(to_augment, "relabel"), state.teachers[GIVEN], examples._replace(x=x))
+    logits, weights = train.forward(plan.model, plan.mode, weights, x, to_fit)
+    if term.teacher is None:
+        return term.loss(logits, labels).mean(), weights
+    shown = jax.lax.stop_gradient(plan.model.apply(state.teachers[term.teacher], x))
+    return term.loss(logits, labels, shown).mean(), weights
 
 
 # --- stages ------------------------------------------------------------------------------------------------------
@@ -214,25 +232,25 @@ def _where(mask: Params, one: Params, other: Params) -> Params:
     return jax.tree.map(jnp.where, mask, one, other)
 
 
-def _lengths(stages, batch, sizes, forget, retain) -> list:
+def _lengths(plan: _Plan, forget, retain) -> list:
     """Steps of each stage; of whole numbers or of traced ones."""
     lengths, first = [], 0
-    for stage in stages:
-        own = [s for s, term in zip(sizes[first:], stage.terms) if term.on == stage.over]
-        size, count = own[0] if own else batch, retain if stage.over == "retain" else forget
+    for stage in plan.stages:
+        own = [s for s, term in zip(plan.sizes[first:], stage.terms) if term.on == stage.over]
+        size, count = own[0] if own else plan.batch, retain if stage.over == "retain" else forget
         thousandths = round(1000 * stage.share)  # whole numbers, the same on the host and in a program
         lengths.append(-(-(-(-count // size) * thousandths) // 1000))
         first += len(stage.terms)
     return lengths
 
 
-def _advance(stages, batch, sizes, state: DescentState, progress: Progress) -> DescentState:
+def _advance(plan: _Plan, state: DescentState, progress: Progress) -> DescentState:
     """One step further; at the end of a stage on to the next that is in this round, or to the next round."""
-    lengths = jnp.stack([jnp.asarray(n, jnp.int32) for n in _lengths(stages, batch, sizes, progress.forget, progress.retain)])
+    lengths = jnp.stack([jnp.asarray(n, jnp.int32) for n in _lengths(plan, progress.forget, progress.retain)])
     place = state.place + 1
     over = place >= lengths[state.stage]
-    until = jnp.asarray([jnp.iinfo(jnp.int32).max if stage.rounds is None else stage.rounds for stage in stages])
-    numbers = jnp.arange(len(stages))
+    until = jnp.asarray([jnp.iinfo(jnp.int32).max if stage.rounds is None else stage.rounds for stage in plan.stages])
+    numbers = jnp.arange(len(plan.stages))
     later = (numbers > state.stage) & (state.round < until)
     new_round = ~later.any()
     following = jnp.where(new_round, jnp.argmax(state.round + 1 < until), jnp.argmax(later))
@@ -243,6 +261,6 @@ def _advance(stages, batch, sizes, state: DescentState, progress: Progress) -> D
     )
 
 
-def _total(stages, batch, sizes, forget: int, retain: int, epochs: int) -> int:
-    lengths = [int(n) for n in _lengths(stages, batch, sizes, forget, retain)]
-    return sum(n * (epochs if stage.rounds is None else min(epochs, stage.rounds)) for n, stage in zip(lengths, stages))
+def _total(plan: _Plan, forget: int, retain: int, epochs: int) -> int:
+    lengths = [int(n) for n in _lengths(plan, forget, retain)]
+    return sum(n * (epochs if stage.rounds is None else min(epochs, stage.rounds)) for n, stage in zip(lengths, plan.stages))

@@ -136,4 +136,4 @@ def descent_mu(
 
 
 def stated(mu: float, delta: float, comparator: str) -> Guarantee:
-    return Guarantee(bounds.gdp_epsilon(mu, delta), delta, mu, comparator, (MEANING[comparator], *ASSUMPTIONS))
+    return Guarantee(bounds.gdp_epsilon(mu, delta), delta, mu, comparator, ASSUMPTIONS)

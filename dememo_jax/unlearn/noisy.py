@@ -26,7 +26,7 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.errors import require
 from dememo_jax.types import Array, CertifiedMethod, Dataset, Guarantee, Info, Key, Loss, Model, Params, Weights
-from dememo_jax.unlearn.guarantees import ASSUMPTIONS, MEANING, Schedule, at_step, descent_mu, factors, stated
+from dememo_jax.unlearn.guarantees import ASSUMPTIONS, Schedule, at_step, descent_mu, factors, stated
 
 
 class NoisyState(NamedTuple):
@@ -138,7 +138,7 @@ def noisy_model_clipping(
             start=apart * clip_init,
             sigma_init=sigma_init,
         )
-        return Guarantee(epsilon, delta, None, comparator, (MEANING[comparator], *ASSUMPTIONS))
+        return Guarantee(epsilon, delta, None, comparator, ASSUMPTIONS)
 
     def clip(params, centre):
         finite = jnp.isfinite(tree.distance(params, centre))
