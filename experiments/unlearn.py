@@ -24,7 +24,7 @@ from dememo_jax.cli import runs
 
 RESULTS = Path(__file__).parent / "results"
 MODEL, WIDER = (models.from_linen(nets.cnn(n, (16, 32, 64))) for n in (10, 11))
-BATCH, EPOCHS, TUNED, SEEDS = 128, 12, 100, (0, 1, 2)
+BATCH, EPOCHS, TUNED, SEEDS = 128, 20, 100, (0, 1, 2)
 
 
 def adjustable(make):
@@ -37,17 +37,17 @@ ADAM = adjustable(lambda learning_rate: optax.adamw(learning_rate, weight_decay=
 OFTEN = {"batch": BATCH}
 # name -> (recipe, epochs, grid of rates). Epochs are passes over what the recipe goes over.
 DESCENTS = {
-    "finetune": (unlearn.finetune(MODEL, SGD, **OFTEN), 5, (0.01, 0.03, 0.1)),
-    "l1-sparse": (unlearn.l1_sparse(MODEL, SGD, steps=150, **OFTEN), 5, (0.01, 0.03, 0.1)),
-    "cf-1": (unlearn.catastrophic_forgetting(MODEL, SGD, **OFTEN), 5, (0.03, 0.1, 0.3)),
-    "eu-1": (unlearn.exact_last_layers(MODEL, SGD, **OFTEN), 5, (0.03, 0.1, 0.3)),
+    "finetune": (unlearn.finetune(MODEL, SGD, **OFTEN), 3, (0.003, 0.01, 0.03)),
+    "l1-sparse": (unlearn.l1_sparse(MODEL, SGD, steps=45, **OFTEN), 3, (0.003, 0.01, 0.03)),
+    "cf-1": (unlearn.catastrophic_forgetting(MODEL, SGD, **OFTEN), 3, (0.01, 0.03, 0.1)),
+    "eu-1": (unlearn.exact_last_layers(MODEL, SGD, **OFTEN), 3, (0.03, 0.1, 0.3)),
     "gradient-ascent": (unlearn.gradient_ascent(MODEL, SGD, **OFTEN), 5, (1e-4, 1e-3, 1e-2)),
-    "neggrad-plus": (unlearn.negative_gradient(MODEL, SGD, **OFTEN), 5, (1e-3, 5e-3, 0.02)),
-    "npo": (unlearn.npo(MODEL, SGD, **OFTEN), 5, (1e-3, 5e-3, 0.02)),
-    "random-labels": (unlearn.random_labels(MODEL, SGD, classes=10, **OFTEN), 5, (0.01, 0.03, 0.1)),
-    "salun": (unlearn.salun(MODEL, SGD, classes=10, **OFTEN), 5, (0.01, 0.03, 0.1)),
-    "scrub": (unlearn.scrub(MODEL, ADAM, batches=(BATCH, BATCH)), 5, (5e-4, 2e-3, 8e-3)),
-    "bad-teacher": (unlearn.bad_teacher(MODEL, ADAM, **OFTEN), 5, (2e-4, 1e-3, 5e-3)),
+    "neggrad-plus": (unlearn.negative_gradient(MODEL, SGD, **OFTEN), 3, (1e-3, 5e-3, 0.02)),
+    "npo": (unlearn.npo(MODEL, SGD, **OFTEN), 3, (1e-3, 5e-3, 0.02)),
+    "random-labels": (unlearn.random_labels(MODEL, SGD, classes=10, **OFTEN), 3, (0.003, 0.01, 0.03)),
+    "salun": (unlearn.salun(MODEL, SGD, classes=10, **OFTEN), 3, (0.003, 0.01, 0.03)),
+    "scrub": (unlearn.scrub(MODEL, ADAM, batches=(BATCH, BATCH)), 3, (5e-4, 2e-3, 8e-3)),
+    "bad-teacher": (unlearn.bad_teacher(MODEL, ADAM, **OFTEN), 3, (2e-4, 1e-3, 5e-3)),
     "boundary-shrink": (unlearn.boundary_shrink(MODEL, SGD, **OFTEN), 10, (1e-4, 1e-3, 1e-2)),
     "boundary-expand": (unlearn.boundary_expand(MODEL, WIDER, SGD, classes=10, **OFTEN), 10, (1e-4, 1e-3, 1e-2)),
     "unsir": (unlearn.unsir(MODEL, SGD, share=0.5, **OFTEN), 2, (1e-3, 1e-2, 0.05)),
