@@ -5,14 +5,15 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-from dememo_jax import cli
-from dememo_jax.cli import configs, recipes
+from dememo_jax import cli, unlearn
+from dememo_jax.cli import configs, forgetting, recipes
 from dememo_jax.protect import countermeasures
 
 README = Path(__file__).parent.parent / "README.md"
 CERTIFICATION = README.parent / "docs" / "certification.md"
 PROTECT = README.parent / "docs" / "protect.md"
-PAGES = (README, CERTIFICATION, PROTECT)
+UNLEARN = README.parent / "docs" / "unlearn.md"
+PAGES = (README, CERTIFICATION, PROTECT, UNLEARN)
 
 
 def blocks(language, page=README):
@@ -49,6 +50,20 @@ def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     assert sorted(path.name for path in (tmp_path / "release").iterdir()) == ["images", "manifest.json", "released.npz"]
 
 
+def test_python_of_unlearn_runs(capsys):
+    (code,) = blocks("python", UNLEARN)
+    exec(compile(code, "unlearn.md", "exec"), {})
+    assert "within a factor e^2 " in capsys.readouterr().out
+
+
+def test_unlearning_methods_of_the_page_are_those_of_the_command():
+    rows = re.findall(r"^\| (`[^|]*) \| (`[^|]*) \| [^|]* \| [^|]* \|$", UNLEARN.read_text(), flags=re.MULTILINE)
+    named = [name for row, _ in rows for name in re.findall(r"`([a-z0-9-]+)`", row)]
+    assert sorted(named) == sorted(forgetting.KINDS) == sorted(get_args(configs.Forget))
+    functions = [name for _, row in rows for name in re.findall(r"`([a-z0-9_]+)`", row)]
+    assert all(hasattr(unlearn, name) for name in functions)
+
+
 def test_methods_of_the_page_are_those_of_the_command():
     rows = re.findall(r"^\| (`[^|]*) \| [^|]* \| [^|]* \|$", PROTECT.read_text(), flags=re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([a-z-]+)`", row)]
@@ -61,7 +76,7 @@ def test_commands_parse():
     lines = [
         line for page in PAGES for block in blocks("sh", page) for line in block.splitlines() if line.startswith("dememo ")
     ]
-    assert len(lines) == 15
+    assert len(lines) == 24
     for line in lines:
         cli.parse(shlex.split(line, comments=True)[1:])
 
