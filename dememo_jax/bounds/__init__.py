@@ -12,6 +12,13 @@ from dememo_jax.bounds.accounting import (
     noisy_iteration_mu,
     published_sigma,
 )
+from dememo_jax.bounds.langevin import (
+    langevin_account,
+    langevin_epsilon,
+    langevin_mu,
+    langevin_renyi_epsilon,
+    langevin_steps,
+)
 from dememo_jax.bounds.privacy import gdp_event_bounds, indistinguishable_event_bounds
 from dememo_jax.bounds.proportions import clopper_pearson, hypergeometric_limits
 from dememo_jax.bounds.quantiles import (
@@ -24,6 +31,7 @@ from dememo_jax.bounds.quantiles import (
     shifted_level,
     shifted_tail,
 )
+from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
 from dememo_jax.bounds.sequential import QuantileTest, quantile_test
 
 __all__ = [
@@ -40,15 +48,24 @@ __all__ = [
     "hockey_stick",
     "hypergeometric_limits",
     "indistinguishable_event_bounds",
+    "langevin_account",
+    "langevin_epsilon",
+    "langevin_mu",
+    "langevin_renyi_epsilon",
+    "langevin_steps",
     "max_shift",
     "min_draws",
     "model_clipping_delta",
+    "newton_residual",
     "noisy_iteration_mu",
     "published_lower_level",
+    "published_residual",
     "published_sigma",
     "quantile_lower",
     "quantile_test",
     "quantile_upper",
+    "removal_budget",
     "shifted_level",
     "shifted_tail",
+    "spectral_above",
 ]

@@ -1,11 +1,13 @@
 """Make a trained model forget: methods over masks of the examples to forget."""
 
 from dememo_jax.bounds import published_sigma
-from dememo_jax.unlearn import ensemble, sharded, shards
+from dememo_jax.unlearn import ensemble, heads, langevin, sharded, shards
 from dememo_jax.unlearn.dampening import Dampening, dampen, importance, ssd
 from dememo_jax.unlearn.descent import Progress, Stage, Term, Unlearner, descent
 from dememo_jax.unlearn.guarantees import COMPARATORS, MEANING, calibrate, calibrate_model_clipping, compose, in_words
+from dememo_jax.unlearn.heads import BudgetSpent, certified_head
 from dememo_jax.unlearn.images import boundary_expand, boundary_shrink, unsir
+from dememo_jax.unlearn.langevin import langevin_head
 from dememo_jax.unlearn.masks import last_layers, salient
 from dememo_jax.unlearn.newton import Influence, correct, influence
 from dememo_jax.unlearn.noisy import (
@@ -35,6 +37,7 @@ from dememo_jax.unlearn.rewind import Rewound, keeping, rewind
 __all__ = [
     "COMPARATORS",
     "MEANING",
+    "BudgetSpent",
     "Dampening",
     "Influence",
     "Progress",
@@ -48,6 +51,7 @@ __all__ = [
     "calibrate",
     "calibrate_model_clipping",
     "catastrophic_forgetting",
+    "certified_head",
     "check_network",
     "compose",
     "correct",
@@ -57,11 +61,14 @@ __all__ = [
     "exact_last_layers",
     "finetune",
     "gradient_ascent",
+    "heads",
     "importance",
     "in_words",
     "influence",
     "keeping",
     "l1_sparse",
+    "langevin",
+    "langevin_head",
     "last_layers",
     "negative_gradient",
     "noisy_descent",

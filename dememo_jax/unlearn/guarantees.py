@@ -75,9 +75,7 @@ def calibrate_model_clipping(
 def in_words(guarantee: Guarantee) -> str:
     """One sentence: what cannot be told from what, and how well."""
     g = guarantee
-    meaning = MEANING.get(
-        g.comparator, "a model trained anew without the forgotten examples, under the same perturbed objective"
-    )
+    meaning = MEANING.get(g.comparator, "a model trained anew without the forgotten examples, by the same randomised procedure")
     exact = "" if g.mu is None else f" (mu = {g.mu:.4g} of Gaussian differential privacy)"
     return (
         f"Whatever is computed from the released model comes out with a probability within a factor e^{g.epsilon:.4g} and a "
