@@ -96,6 +96,17 @@ def test_newton_never_looks_at_the_forgotten(toy, variant):
     np.testing.assert_array_equal(clean.params["w"], dirty.params["w"])
 
 
+def test_half_precision_weights_are_stepped_from_in_float32(toy):
+    data, params = toy
+    low = {"w": params["w"].astype(jnp.bfloat16)}
+    same = {"w": low["w"].astype(jnp.float32)}
+    how = TIGHT | {"variant": "ggn", "damping": DAMPING, "weight_decay": DECAY}
+    short, full = (unlearn.influence(linear, start, data, FORGET, **how) for start in (low, same))
+    assert short.params["w"].dtype == jnp.bfloat16
+    assert short.length == full.length
+    np.testing.assert_array_equal(short.params["w"], full.params["w"].astype(jnp.bfloat16))
+
+
 # --- refits in closed form ---------------------------------------------------------------------------------------
 
 

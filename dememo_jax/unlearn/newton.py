@@ -7,7 +7,8 @@ would train on the forget set once more; its code adds.
 A network is taken in evaluation mode, batch norm frozen (`models.freeze`); the statistics still remember what is forgotten.
 Nothing here carries a certificate: networks are not convex, are rarely stationary, and the damping is a choice. How far a
 step went is part of every result, as a step of no length forgets nothing and one of the length of theta is another network.
-All arithmetic runs in full float32, whatever the device would choose: the inverses lose too many digits in less.
+All arithmetic runs in full float32 at least, whatever the device would choose and the weights are stored in: the inverses
+lose too many digits in less.
 """
 
 import math
@@ -86,10 +87,11 @@ def influence(
     tree.check_floating(params, "params")
     apply, marked = models.as_apply(apply), jnp.asarray(forget)
     with jax.default_matmul_precision("highest"):
-        v = _direction(apply, params, data, marked, weight_decay, kind=direction, loss=loss, batch=batch)
+        wide = _widened(params)
+        v = _direction(apply, wide, data, marked, weight_decay, kind=direction, loss=loss, batch=batch)
         _refuse_non_finite(v)
         over = np.ones_like(forget) if direction == "forget" else ~forget
-        return _moved(params, alpha, inverse.solve(apply, params, data, over, v, how))
+        return _moved(params, alpha, inverse.solve(apply, wide, data, over, v, how))
 
 
 def correct(
@@ -127,11 +129,12 @@ def correct(
     inverse.check(how, len(changed))
     apply, marked = models.as_apply(apply), jnp.asarray(changed)
     with jax.default_matmul_precision("highest"):
-        v = _correction(apply, params, before, after, marked, loss=loss, batch=batch)
+        wide = _widened(params)
+        v = _correction(apply, wide, before, after, marked, loss=loss, batch=batch)
         _refuse_non_finite(v)
         if tau is not None:
             return _moved(params, tau * len(changed), Solution(v, None, "identity", None))
-        return _moved(params, 1.0, inverse.solve(apply, params, after, np.ones_like(changed), v, how))
+        return _moved(params, 1.0, inverse.solve(apply, wide, after, np.ones_like(changed), v, how))
 
 
 def _check_correction(params, before: Dataset, after: Dataset, changed: np.ndarray, order: int, tau: float | None) -> None:
@@ -163,6 +166,10 @@ def _correction(apply, params, before, after, changed: Array, *, loss: Loss, bat
     old, new = (curvature.mean_gradient(apply, params, part, mask=changed, loss=loss, batch=batch) for part in (before, after))
     share = changed.mean()
     return jax.tree.map(lambda a, b: share * (a - b), old, new)
+
+
+def _widened(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
 
 
 def _moved(params: Params, scale: float, solution: Solution) -> Influence:
