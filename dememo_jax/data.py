@@ -151,10 +151,15 @@ def check_mask(mask, count: int) -> Array:
 
 
 def check_forget(mask, count: int) -> np.ndarray:
-    """`mask` as bool [count], or BadInput when it is empty, covers everything, or has another length."""
-    mask = np.asarray(mask)
+    """`mask` as bool [count], or BadInput when it is empty, covers everything, or has another length or type.
+
+    Under jit its values are not known: only length and type are checked, and it comes back as it is.
+    """
+    mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
     require(mask.shape == (count,), f"a forget mask must have one entry an example, [{count}]; got {mask.shape}")
     require(mask.dtype == bool, f"a forget mask must be boolean, got {mask.dtype}")
+    if isinstance(mask, jax.core.Tracer):
+        return mask  # type: ignore[return-value]
     require(mask.any(), "the forget set is empty: name at least one example to forget")
     require(not mask.all(), "the forget set covers all data: nothing would be left to retain")
     return mask

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dememo_jax.errors import require
 from dememo_jax.types import Array
 
 
@@ -50,6 +51,7 @@ def distillation(temperature: float = 1.0, scale: float | None = None):
 
     scale: another factor than the squared temperature. Labels are not looked at.
     """
+    require(temperature > 0, f"temperature must be positive, got {temperature}")
     factor = temperature**2 if scale is None else scale
 
     def divergence(logits: Array, labels: Array, teacher: Array) -> Array:

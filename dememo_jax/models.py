@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
+from jax.extend.core import Var
 from jax.tree_util import Partial
 
 from dememo_jax import tree
@@ -126,8 +127,8 @@ def layers(apply: Callable[[Any, Array], Array], params: Params, x: Array) -> li
     names = tree.names(params)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
     program = jax.make_jaxpr(apply)(*shapes).jaxpr
-    inputs = {id(variable): i for i, variable in enumerate(program.invars[: len(names)])}
-    order = [inputs[id(v)] for equation in program.eqns for v in equation.invars if id(v) in inputs]
+    order: list[int] = []
+    _uses(program, dict(zip(program.invars, range(len(names)))), order)
     parents = [name.rpartition("/")[0] or name for name in names]
     found: list[list[str]] = []
     ranks = [leaf.ndim for leaf in jax.tree.leaves(params)]
@@ -139,6 +140,19 @@ def layers(apply: Callable[[Any, Array], Array], params: Params, x: Array) -> li
         else:
             found.append(group)
     return found
+
+
+def _uses(program: Any, known: dict[Any, int], order: list[int]) -> None:
+    """Append the numbers of the known variables as the program computes with them, inner programs included."""
+    for equation in program.eqns:
+        given = [known.get(v) if isinstance(v, Var) else None for v in equation.invars]
+        inner = [getattr(p, "jaxpr", p) for p in equation.params.values() if hasattr(getattr(p, "jaxpr", p), "eqns")]
+        if len(inner) == 1 and len(inner[0].invars) == len(given):
+            _uses(inner[0], {v: n for v, n in zip(inner[0].invars, given) if n is not None}, order)
+        elif equation.primitive.name in ("convert_element_type", "copy") and given[0] is not None:
+            known[equation.outvars[0]] = given[0]  # a parameter in another type is still that parameter
+        else:
+            order += [n for n in given if n is not None]
 
 
 def freeze(model: Model, weights: Weights) -> tuple[Apply, Params]:

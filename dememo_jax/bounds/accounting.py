@@ -5,12 +5,11 @@ DP when their starts are at most `start` apart and `|psi_t(x) - psi'_t(x')| <= c
 (shifted interpolation: Bok, Su and Altschuler 2024). No smoothness or convexity is asked for.
 """
 
-import itertools
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special
 
 from dememo_jax.errors import require
 
@@ -23,12 +22,12 @@ def check_privacy(epsilon: float, delta: float) -> None:
 
 def gdp_delta(mu: float, epsilon: float) -> float:
     """The least delta at which mu-Gaussian DP gives (epsilon, delta): Balle and Wang 2018, Dong et al. 2022."""
-    require(mu >= 0 and epsilon >= 0, f"mu and epsilon must not be negative, got {mu} and {epsilon}")
+    require(mu >= 0 and epsilon >= 0 and math.isfinite(epsilon), f"mu and epsilon must not be negative, got {mu} and {epsilon}")
     if mu == 0:
         return 0.0
     # e^epsilon Phi(-epsilon/mu - mu/2) by logarithms: the factors alone overflow and underflow.
-    above = math.exp(epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu))
-    return max(0.0, float(stats.norm.cdf(mu / 2 - epsilon / mu)) - above)
+    above = math.exp(epsilon + special.log_ndtr(-mu / 2 - epsilon / mu))
+    return max(0.0, float(special.ndtr(mu / 2 - epsilon / mu)) - above)
 
 
 def gdp_epsilon(mu: float, delta: float) -> float:
@@ -37,7 +36,8 @@ def gdp_epsilon(mu: float, delta: float) -> float:
 
     require(mu >= 0 and math.isfinite(mu), f"mu must be a number >= 0, got {mu}")
     require(0 < delta < 1, f"delta must lie in (0, 1), got {delta}")
-    return 0.0 if mu == 0 else float(get_epsilon_gaussian(1 / mu, delta))
+    with np.errstate(divide="ignore"):  # its search touches delta = 0 on the way
+        return 0.0 if mu == 0 else float(get_epsilon_gaussian(1 / mu, delta))
 
 
 def gdp_mu(epsilon: float, delta: float) -> float:
@@ -45,7 +45,8 @@ def gdp_mu(epsilon: float, delta: float) -> float:
     from dp_accounting import get_sigma_gaussian
 
     check_privacy(epsilon, delta)
-    return 1 / float(get_sigma_gaussian(epsilon, delta))
+    with np.errstate(divide="ignore"):
+        return 1 / float(get_sigma_gaussian(epsilon, delta))
 
 
 def compose_gdp(mus: list[float] | tuple[float, ...]) -> float:
@@ -68,29 +69,22 @@ def noisy_iteration_mu(start: float, contraction: ArrayLike, shift: ArrayLike, s
     require(c.ndim == 1 and c.shape == s.shape == noise.shape and c.size, "contraction, shift and sigma need one value a step")
     require(((c >= 0) & (c <= 1)).all(), "an iteration must not expand: contractions must lie in [0, 1]")
     require(start >= 0 and (s >= 0).all() and (noise >= 0).all(), "start, shift and sigma must not be negative")
+    require(all(np.isfinite(values).all() for values in (c, s, noise, start)), "start, shift and sigma must be finite")
     later = np.append(np.cumprod(c[::-1])[::-1], 1.0)  # product of contractions from step t on
-    supply = later[0] * start + np.cumsum(later[1:] * s)
-    time = np.cumsum(np.square(later[1:] * noise))
-    if supply[-1] == 0:
-        return 0.0
-    hull = [(0.0, 0.0)]
-    for point in zip(time, supply):
-        # Later points at the same time hide nothing more: the last of them binds only if it is the end.
-        while len(hull) > 1 and _turn(hull[-2], hull[-1], point) <= 0:
-            hull.pop()
-        hull.append(point)
-    total = 0.0
-    for (t0, s0), (t1, s1) in itertools.pairwise(hull):
-        if s1 > s0:
-            if t1 <= t0:
-                return math.inf
-            total += (s1 - s0) ** 2 / (t1 - t0)
-    return math.sqrt(total)
+    # Pieces of the path: (supply, time) of each step, the start before all of them, pooled until the slopes rise.
+    pieces: list[tuple[float, float]] = []
+    for rise, run in [(later[0] * start, 0.0), *zip(later[1:] * s, np.square(later[1:] * noise))]:
+        piece = (float(rise), float(run))
+        while pieces and _slope(pieces[-1]) >= _slope(piece):
+            last = pieces.pop()
+            piece = (last[0] + piece[0], last[1] + piece[1])
+        pieces.append(piece)
+    return math.sqrt(math.fsum(_slope(piece) * piece[0] for piece in pieces if piece[0] > 0))
 
 
-def _turn(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:
-    """Positive where the path a, b, c bends upwards."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+def _slope(piece: tuple[float, float]) -> float:
+    rise, run = piece
+    return rise / run if run > 0 else math.inf if rise > 0 else 0.0
 
 
 # --- the SoK's constant ------------------------------------------------------------------------------------------
@@ -105,7 +99,8 @@ def published_sigma(epsilon: float, delta: float, *, steps: int, lr: float, clip
     """
     check_privacy(epsilon, delta)
     check_run(steps, clip_init)
-    require(lr > 0 and clip_grad >= 0, f"lr must be positive and clip_grad not negative, got {lr} and {clip_grad}")
+    finite = math.isfinite(lr) and math.isfinite(clip_grad)
+    require(finite and lr > 0 and clip_grad >= 0, f"lr must be positive and clip_grad not negative, got {lr} and {clip_grad}")
     mu = 2 * epsilon / (3 * math.sqrt(math.log(1 / delta)))
     delivered = gdp_delta(mu, epsilon)
     require(
@@ -139,7 +134,12 @@ def model_clipping_delta(
     Each step contracts what is left: `delta_{t+1} = delta_t E_{e^eps~}` with `eps~ = log(1 + (e^epsilon - 1) / delta_t)`.
     start, sigma_init: how far apart the starts are, and the noise on them; without noise delta_0 is 1.
     """
-    require(sigma > 0 and diameter >= 0 and steps >= 0, "sigma must be positive, diameter and steps not negative")
+    require(epsilon >= 0 and math.isfinite(epsilon), f"epsilon must be a number >= 0, got {epsilon}")
+    lengths = (sigma, diameter, start, sigma_init)
+    require(
+        all(math.isfinite(v) and v >= 0 for v in lengths) and sigma > 0 and steps >= 0,
+        "sigma must be positive; diameter, start, sigma_init and steps must not be negative",
+    )
     delta = hockey_stick(epsilon, start / sigma_init) if sigma_init > 0 else 1.0
     for _ in range(steps):
         if delta <= 0:

@@ -130,15 +130,15 @@ def _boundary_expand(job: Job) -> unlearn.Unlearner:
 
 def _influence(job: Job) -> tuple[Weights, dict]:
     apply, params = job.base.frozen
-    how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 1.0), "weight_decay": job.decay}
-    how |= job.given(damping="damping", samples="samples")
+    how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 0.3), "weight_decay": job.decay}
+    how |= {"damping": job.get("damping", 0.1), **job.given(samples="samples")}
     done = unlearn.influence(apply, params, job.base.seen, job.forget, key=jax.random.key(job.config.seed), **how)
     facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "params"}
     return job.base.weights._replace(params=done.params), facts
 
 
 def _ssd(job: Job) -> tuple[Weights, dict]:
-    how = job.given(alpha="alpha", strength="strength")
+    how = {"alpha": job.get("alpha", 100.0 if job.base.name == "digits" else 10.0), **job.given(strength="strength")}
     done = unlearn.ssd(*models.freeze(job.base.model, job.base.weights), job.base.seen, job.forget, **how)
     facts = {"share": done.share, "length": done.length, "relative": done.relative}
     return job.base.weights._replace(params=done.params), facts
@@ -166,20 +166,20 @@ KINDS: dict[str, Kind] = {
     "finetune": Kind(lambda job: job.descend(unlearn.finetune), (10, 0.015), (10, 0.1)),
     "gradient-ascent": Kind(lambda job: job.descend(unlearn.gradient_ascent), (5, 1e-4), (5, 1e-3)),
     "neggrad-plus": Kind(
-        lambda job: job.descend(unlearn.negative_gradient, **job.given(retain="retain_weight")), (5, 0.01), (5, 0.01),
+        lambda job: job.descend(unlearn.negative_gradient, **job.given(retain="retain_weight")), (5, 0.01), (5, 0.003),
         ("retain_weight",),
     ),
     "npo": Kind(_npo, (10, 0.01), (10, 0.01), ("beta", "retain_weight", "hold")),
-    "random-labels": Kind(_random, (10, 0.01), (10, 0.05)),
-    "salun": Kind(_salun, (10, 0.013), (10, 0.05), ("share",)),
-    "scrub": Kind(_scrub, (10, 5e-4), (10, 5e-4), ("forget_rounds", "rewind")),
-    "bad-teacher": Kind(_bad_teacher, (1, 1e-4), (5, 1e-3), ("share",)),
+    "random-labels": Kind(_random, (10, 0.01), (10, 0.1)),
+    "salun": Kind(_salun, (10, 0.013), (10, 0.1), ("share",)),
+    "scrub": Kind(_scrub, (10, 5e-4), (10, 0.02), ("forget_rounds", "rewind")),
+    "bad-teacher": Kind(_bad_teacher, (1, 1e-4), (5, 0.03), ("share",)),
     "l1-sparse": Kind(_l1, (10, 0.01), (10, 0.1), ("strength",)),
     "boundary-shrink": Kind(
         lambda job: job.descend(unlearn.boundary_shrink, **job.given(radius="radius")), (10, 1e-4), (10, 1e-3), ("radius",)
     ),
-    "boundary-expand": Kind(_boundary_expand, (10, 1e-4), (10, 1e-3)),
-    "unsir": Kind(lambda job: job.descend(unlearn.unsir), (1, 1e-4), (2, 0.01)),
+    "boundary-expand": Kind(_boundary_expand, (10, 1e-4), (10, 0.003)),
+    "unsir": Kind(lambda job: job.descend(unlearn.unsir), (1, 1e-4), (10, 0.03)),
     "cf-k": Kind(
         lambda job: job.descend(unlearn.catastrophic_forgetting, **job.given(layers="layers")), (10, 0.01), (10, 0.1),
         ("layers",),

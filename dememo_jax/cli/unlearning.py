@@ -90,7 +90,7 @@ def _descend(job: Job, method: unlearn.Unlearner, parts: dict) -> Outcome:
         return Outcome(method.finish(state), history, {}, (), "")
     classes = np.unique(np.asarray(base.train.y)[job.forget])
     found = unlearn.rewind(
-        base.model, state, sets.select(base.seen, job.forget), sets.select(base.test, np.isin(base.test.y, classes))
+        base.model, method, state, sets.select(base.seen, job.forget), sets.select(base.test, np.isin(base.test.y, classes))
     )
     facts = {"epoch": found.epoch, "forget_errors": found.forget_errors, "held_out_error": found.held_out_error}
     said = f"rewound to epoch {found.epoch}, whose forget error {found.forget_errors[found.epoch - 1]:.3f} is nearest to "

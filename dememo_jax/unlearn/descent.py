@@ -103,19 +103,19 @@ def descent(
     init(key, weights, data, forget): `forget` is a mask [N] over `data`. step(key, state, data) gets the whole set. Info:
     the mean loss of each term, unweighted, such as `retain_loss`, numbered where several share a name; a term whose
     stage is not at work shows its last value, 0 before its first.
-    Outside jit, init raises BadInput for a forget set that is empty or covers all data, or nothing trainable.
+    init raises BadInput for a forget mask of another length or type, and outside jit for one that is empty or covers all data.
     """
     stages = _stages(parts)
     terms = tuple(term for stage in stages for term in stage.terms)
     teachers = {term.teacher for term in terms if term.teacher} | {GIVEN for term in terms if term.relabel}
     require(teachers <= {GIVEN, FRESH}, f"a teacher is {GIVEN!r} or {FRESH!r}, got {sorted(teachers)}")
-    sizes = tuple(term.batch or batch for term in terms)
+    sizes = tuple(batch if term.batch is None else term.batch for term in terms)
+    require(min(batch, *sizes) >= 1, f"a batch needs at least one example, got {min(batch, *sizes)}")
+    require(mode in ("fit", "frozen"), f"mode must be 'fit' or 'frozen', got {mode!r}")
     plan = _Plan(model, tx, stages, terms, sizes, batch, mode, augment, penalty)
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
-        if not isinstance(forget, jax.core.Tracer):
-            sets.check_forget(forget, len(data.y))
-        forget, zero = jnp.asarray(forget, bool), jnp.zeros((), jnp.int32)
+        forget, zero = jnp.asarray(sets.check_forget(forget, len(data.y))), jnp.zeros((), jnp.int32)
         moving = None if trainable is None else trainable(keys.named(key, "trainable"), weights, data, forget)
         extra = () if prepare is None else prepare(keys.named(key, "prepare"), weights, data, forget)
         known = {GIVEN: lambda: weights, FRESH: lambda: model.init(keys.named(key, "teacher"), data.x[:1])}
@@ -209,9 +209,10 @@ def _value(plan: _Plan, i: int, key: Key, state: DescentState, data: Dataset, we
 
 def _stages(parts: tuple[Term | Stage, ...]) -> tuple[Stage, ...]:
     terms = tuple(part for part in parts if isinstance(part, Term))
-    require(parts and len(terms) in (0, len(parts)), "give terms, or stages of terms, at least one and not both")
-    over = "forget" if {term.on for term in terms} == {"forget"} else "retain"
-    stages = (Stage(terms, over),) if terms else tuple(part for part in parts if isinstance(part, Stage))
+    stages = tuple(part for part in parts if isinstance(part, Stage))
+    require(parts and len(parts) in (len(terms), len(stages)), "give terms, or stages of terms, at least one and not both")
+    if terms:
+        stages = (Stage(terms, "forget" if {term.on for term in terms} == {"forget"} else "retain"),)
     require(any(stage.rounds is None for stage in stages), "at least one stage must be in every round")
     for stage in stages:
         require(stage.over in ("retain", "forget"), f"a stage goes over 'retain' or 'forget', got {stage.over!r}")
@@ -224,7 +225,7 @@ def _stages(parts: tuple[Term | Stage, ...]) -> tuple[Stage, ...]:
 
 
 def _names(terms: tuple[Term, ...]) -> list[str]:
-    base = [term.on if isinstance(term.on, str) else term.on.__name__.strip("_") for term in terms]
+    base = [term.on if isinstance(term.on, str) else getattr(term.on, "__name__", "drawn").strip("_") for term in terms]
     return [f"{name}_loss" + f"_{i}" * (base.count(name) > 1) for i, name in enumerate(base)]
 
 

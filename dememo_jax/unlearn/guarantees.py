@@ -60,7 +60,7 @@ def calibrate_model_clipping(
     bounds.check_privacy(epsilon, delta)
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     require(clip_model > 0 and math.isfinite(clip_model), f"clip_model must be positive and finite, got {clip_model}")
-    diameter = factors(comparator)[1] * clip_model
+    diameter = contracted(comparator)[1] * clip_model
 
     def delivered(sigma):
         return bounds.model_clipping_delta(epsilon, steps=steps, diameter=diameter, sigma=sigma)
@@ -117,6 +117,16 @@ def factors(comparator: str) -> tuple[int, int]:
     if comparator not in COMPARATORS:
         raise BadInput(f"comparator must be one of {', '.join(COMPARATORS)}, got {comparator!r}")
     return COMPARATORS[comparator]
+
+
+def contracted(comparator: str) -> tuple[int, int]:
+    """`factors` for model clipping, whose accounting contracts two runs of one and the same step."""
+    require(
+        comparator != "data_independent",
+        "model clipping has no guarantee against data_independent: its steps differ from those of a walk without data. Use "
+        "same_procedure or from_centre",
+    )
+    return factors(comparator)
 
 
 def descent_mu(

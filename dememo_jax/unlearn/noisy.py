@@ -26,7 +26,7 @@ from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.errors import require
 from dememo_jax.types import Array, CertifiedMethod, Dataset, Guarantee, Info, Key, Loss, Model, Params, Weights
-from dememo_jax.unlearn.guarantees import ASSUMPTIONS, Schedule, at_step, descent_mu, factors, stated
+from dememo_jax.unlearn.guarantees import ASSUMPTIONS, Schedule, at_step, contracted, descent_mu, stated
 
 
 class NoisyState(NamedTuple):
@@ -71,7 +71,8 @@ def noisy_descent(
     Raises BadInput for parameters out of range; init, outside jit, for an unusable forget set or a network whose
     statistics cannot be recomputed.
     """
-    descent_mu(1, lr, clip_init, clip_grad, 1.0, weight_decay, comparator)
+    descent_mu(1, lr, clip_init, clip_grad, sigma, weight_decay, comparator)
+    bounds.check_privacy(1.0, delta)
 
     def move(key: Key, state: NoisyState, data: Dataset) -> tuple[Params, Info]:
         grads, value = _gradient(model, loss, augment, batch, key, state, data)
@@ -81,7 +82,7 @@ def noisy_descent(
         rate = at_step(lr, state.step)
 
         def moved(x, g, c):
-            return x - rate * (jnp.where(scale > 0, g * scale, 0.0) + weight_decay * (x - c))
+            return (x - rate * (jnp.where(scale > 0, g * scale, 0.0) + weight_decay * (x - c))).astype(x.dtype)
 
         params = jax.tree.map(moved, state.weights.params, grads, state.centre)
         return params, {"retain_loss": value, "gradient_norm": length, "clipped": (length > ceiling).astype(jnp.float32)}
@@ -115,16 +116,20 @@ def noisy_model_clipping(
     by Koloskova et al.'s recursion; it has no mu. sigma comes from `calibrate_model_clipping`; with sigma_init the clipped
     start is noised as well, which counts. All else as `noisy_descent`.
     """
-    apart, each = factors(comparator)
+    apart, each = contracted(comparator)
     require(clip_model > 0 and math.isfinite(clip_model), f"clip_model must be positive and finite, got {clip_model}")
-    require(sigma > 0 and sigma_init >= 0, f"sigma must be positive and sigma_init not negative, got {sigma}, {sigma_init}")
-    require(epsilon > 0, f"epsilon must be positive, got {epsilon}")
-    bounds.check_run(1, clip_init)
+    require(
+        0 < sigma < math.inf and 0 <= sigma_init < math.inf, f"sigma must be positive and finite, got {sigma}, {sigma_init}"
+    )
+    require(0 < epsilon < math.inf, f"epsilon must be positive and finite, got {epsilon}")
+    descent_mu(1, lr, clip_init, 0.0, sigma, weight_decay, comparator)
 
     def move(key: Key, state: NoisyState, data: Dataset) -> tuple[Params, Info]:
         grads, value = _gradient(model, loss, augment, batch, key, state, data)
         rate = at_step(lr, state.step)
-        step = jax.tree.map(lambda x, g, c: x - rate * (g + weight_decay * (x - c)), state.weights.params, grads, state.centre)
+        step = jax.tree.map(
+            lambda x, g, c: (x - rate * (g + weight_decay * (x - c))).astype(x.dtype), state.weights.params, grads, state.centre
+        )
         length = tree.distance(step, state.centre)
         return step, {"retain_loss": value, "gradient_norm": tree.norm(grads), "clipped": (length > clip_model) * 1.0}
 
@@ -155,6 +160,8 @@ def output_perturbation(
 
     The published `sqrt(2 log(1.25 / delta)) 2 clip_init / epsilon` is larger, and proved for epsilon <= 1 only.
     """
+    require(sigma > 0, f"sigma must be positive, got {sigma}")
+    bounds.check_privacy(1.0, delta)
     mu = descent_mu(1, 0.0, clip_init, 0.0, sigma, 0.0, comparator)
 
     def guarantee(steps: int) -> Guarantee:
@@ -168,15 +175,15 @@ def output_perturbation(
 
 
 def released(model: Model, weights: Weights, data: Dataset, forget: Array, *, images: int = 2048) -> Weights:
-    """The weights with their batch-norm statistics computed anew, from the first `images` of the retain set.
+    """The weights of a certified run's last state, with batch-norm statistics from the first `images` of the retain set.
 
-    `data` as the network was trained on it. Statistics of the given model know the forget set, whatever was done to the
-    parameters. Raises BadInput as `check_network`.
+    `data` as the network was trained on it. Statistics of the given model know the forget set, whatever was done to its
+    parameters; those of a certified run begin anew, and this brings them up to the parameters.
     """
-    check_network(model, weights, data.x[:1])
+    require(images >= 1, f"statistics need at least one image, got images={images}")
+    kept = np.flatnonzero(~sets.check_forget(forget, len(data.y)))[:images]
     if not jax.tree.leaves(weights.stats):
         return weights
-    kept = np.flatnonzero(~np.asarray(sets.check_forget(forget, len(data.y))))[:images]
     _, params, prepare = models.recalibrated(model, weights, data.x[jnp.asarray(kept)])
     return prepare(params)
 
@@ -188,15 +195,20 @@ def check_network(model: Model, weights: Weights, x: Array) -> None:
     initialisation was learned from all data: an EMA of the weights kept beside them, vectors of spectral normalisation.
     """
     tree.check_floating(weights.params, "parameters")
-    initial = model.init(jax.random.key(0), x).stats
-    pairs = zip(tree.names(weights.stats), jax.tree.leaves(weights.stats), jax.tree.leaves(initial))
-    changed = {name for name, leaf, fresh in pairs if leaf.shape != fresh.shape or not np.array_equal(leaf, fresh)}
+    one, other = (model.init(jax.random.key(seed), jnp.zeros_like(x)).stats for seed in (0, 1))
+    leaves = zip(tree.names(weights.stats), *(map(_plain, jax.tree.leaves(part)) for part in (weights.stats, one, other)))
+    changed = {name for name, leaf, *fresh in leaves if not all(np.array_equal(leaf, start) for start in fresh)}
     held = [name for name in models.not_averaged(model, weights, x) if name in changed]
     require(
         not held,
-        f"a guarantee covers all that is released, and {', '.join(held)} learned from the forget set and cannot be recomputed "
-        "from the rest: leave it out of the network, or pass weights in which it is as `model.init` makes it",
+        f"a guarantee covers all that is released, and {', '.join(held)} may have learned from the forget set and cannot be "
+        "recomputed from the rest: leave it out of the network, or make it as `model.init` makes it under any key",
     )
+
+
+def _plain(leaf: Array) -> np.ndarray:
+    keyed = jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if keyed else leaf)
 
 
 # --- what the methods share --------------------------------------------------------------------------------------
@@ -204,15 +216,16 @@ def check_network(model: Model, weights: Weights, x: Array) -> None:
 
 def _noisy(model: Model, clip_init: float, sigma_init: float, move, clip, sigma: Schedule) -> tuple[Callable, Callable]:
     def init(key: Key, weights: Weights, data: Dataset, forget: Array, centre: Params | None = None) -> NoisyState:
+        sets.check_forget(forget, len(data.y))
         if not isinstance(forget, jax.core.Tracer):
-            sets.check_forget(forget, len(data.y))
             check_network(model, weights, data.x[:1])
         centre = jax.tree.map(jnp.zeros_like, weights.params) if centre is None else centre
         tree.check_like(centre, weights.params, "the centre")
+        tree.check_floating(centre, "the centre")
         params = tree.project_ball(weights.params, centre, clip_init)
         if sigma_init > 0:
             params = tree.add(params, tree.gaussian_like(keys.named(key, "initial noise"), params, sigma_init))
-        stats = model.init(keys.named(key, "statistics"), data.x[:1]).stats
+        stats = model.init(keys.named(key, "statistics"), jnp.zeros_like(data.x[:1])).stats
         order, zero = keys.named(key, "order"), jnp.zeros((), jnp.int32)
         return NoisyState(Weights(params, stats), centre, jnp.asarray(forget, bool), order, zero)
 
@@ -229,6 +242,7 @@ def _gradient(
     model: Model, loss: Loss, augment: Augment | None, batch: int, key: Key, state: NoisyState, data: Dataset
 ) -> tuple[Params, Array]:
     """Of the mean loss of a batch of the retain set, in training mode: a function of the params and the retain set alone."""
+    require(batch >= 1, f"a batch needs at least one example, got {batch}")
     to_augment, to_fit = jax.random.split(key)
     examples = sets.shuffled(state.order, state.step, data, batch, ~state.forget)
     x = examples.x if augment is None else augment(to_augment, examples.x)

@@ -3,7 +3,7 @@
 Each takes a Model and an optax transform; without one, the published optimiser at its published rate. Rates do not carry
 over: between data sets, networks and forget sets the useful ones differ by orders of magnitude, and a method run at a rate
 that does not suit it says nothing about the method. Epochs are passes over the retain set, for methods that see only the
-forget set over that. Every recipe also takes `batch`, `mode` (of batch norm) and `augment` as `descent` does.
+forget set over that. `batch`, `mode` (of batch norm) and `augment` are those of `descent`.
 """
 
 import functools
@@ -200,6 +200,8 @@ def scrub(
     epoch one over the retain set that minimises gamma cross-entropy + alpha KL. `batches`: of the forget and the retain
     set. `rewind` picks the epoch whose forget error is that of held-out examples. Published: 10 epochs of Adam
     at 5e-4, falling tenfold at epochs 5, 8 and 9, weight decay 0.1 (here constant, decay 5e-4 by AdamW without a transform).
+    The first forget pass begins where student and teacher agree, and the gradient of their divergence is zero: only batch
+    norm in training mode, dropout or augmentation move it from there before the first retain pass.
     """
     apart = losses.distillation(temperature)
 

@@ -26,7 +26,10 @@ class Rewound(NamedTuple):
 
 
 def keeping(method: Unlearner, epochs: int) -> Unlearner:
-    """`method`, with its weights at the end of each of `epochs` in the state: so many times the memory of the network."""
+    """`method`, with its weights at the end of each of `epochs` in the state: so many times the memory of the network.
+
+    The last place holds the end of the run, however many epochs follow.
+    """
     require(epochs >= 1, f"epochs must be at least 1, got {epochs}")
 
     def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> KeptState:
@@ -43,15 +46,18 @@ def keeping(method: Unlearner, epochs: int) -> Unlearner:
     return Unlearner(init, step, method.steps, finish)
 
 
-def rewind(model: Model, state: KeptState, forgotten: Dataset, held_out: Dataset) -> Rewound:
+def rewind(model: Model, method: Unlearner, state: KeptState, forgotten: Dataset, held_out: Dataset) -> Rewound:
     """SCRUB+R, Kurmanji et al. 2023: the epoch whose error on the forgotten examples is nearest to what it should be.
 
     That is the last epoch's error on `held_out` examples of the same kind, such as test images of the forgotten class:
     a network that errs more on the forgotten than on unseen ones stands out as much as one that errs less.
+    method: the one made by `keeping`, whose state it is.
     """
     count = int(state.inner.round)
     require(count >= 1, "no epoch has ended yet: nothing to go back to")
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], state.kept) for i in range(min(count, len(jax.tree.leaves(state.kept)[0])))]
+    rows = range(min(count, len(jax.tree.leaves(state.kept)[0])))
+    ends = [jax.tree.map(lambda leaf, i=i: leaf[i], state.kept) for i in rows]
+    each = [method.finish(state._replace(inner=state.inner._replace(weights=weights))) for weights in ends]
 
     def error(weights: Weights, data: Dataset) -> float:
         return 1 - float(evaluate.accuracy(*models.freeze(model, weights), data))
