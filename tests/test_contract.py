@@ -6,13 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_recipes import RECIPES
+from small_recipes import RECIPES, network
 
 from dememo_jax import audit, checkpoint, data, models, nets, projected, train, unlearn
 
 MODEL = models.from_linen(nets.cnn(3, (4, 8)))
 TX = optax.sgd(0.05, momentum=0.9)
 KEY = jax.random.key(0)
+SMALL, WIDER = network(3)[0], network(4)[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Programs that run twice are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +33,12 @@ def examples():
 def unlearned(recipe):
     method = recipe(MODEL, TX, batch=8)
     return method, lambda key, d: method.init(key, MODEL.init(key, d.x[:1]), d, d.y == 1)
+
+
+def forgotten(recipe, *args, batches=None, **how):
+    """On a network quick to compile, since there are many."""
+    method = recipe(SMALL, *args, TX, **({"batch": 8} if batches is None else {"batches": batches}), **how)
+    return method, lambda key, d: method.init(key, SMALL.init(key, d.x[:1]), d, d.y == 1), None
 
 
 def learned(method):
@@ -45,6 +60,11 @@ def within():
     return method, lambda key, d: method.init(inner.init(key, d.x[:1]), 0.3)
 
 
+def certified(recipe, **how):
+    method = recipe(SMALL, clip_init=0.5, sigma=0.1, **how)
+    return method, lambda key, d: method.init(key, SMALL.init(key, d.x[:1]), d, d.y == 1), None
+
+
 # name -> (method, init(key, data), batch or None for the whole set)
 METHODS = {
     "train.sgd": (*learned(train.sgd(MODEL, TX)), 8),
@@ -56,6 +76,24 @@ METHODS = {
     "unlearn.retrain": (*unlearned(unlearn.retrain), None),
     "unlearn.finetune": (*unlearned(unlearn.finetune), None),
     "unlearn.gradient_ascent": (*unlearned(unlearn.gradient_ascent), None),
+    "unlearn.negative_gradient": forgotten(unlearn.negative_gradient),
+    "unlearn.l1_sparse": forgotten(unlearn.l1_sparse, steps=4),
+    "unlearn.npo": forgotten(unlearn.npo),
+    "unlearn.npo kl": forgotten(unlearn.npo, hold="kl"),
+    "unlearn.npo alone": forgotten(unlearn.npo, retain=0),
+    "unlearn.random_labels": forgotten(unlearn.random_labels, classes=3),
+    "unlearn.salun": forgotten(unlearn.salun, classes=3),
+    "unlearn.scrub": forgotten(unlearn.scrub, batches=(8, 8)),
+    "unlearn.bad_teacher": forgotten(unlearn.bad_teacher),
+    "unlearn.boundary_shrink": forgotten(unlearn.boundary_shrink),
+    "unlearn.boundary_expand": forgotten(unlearn.boundary_expand, WIDER, classes=3),
+    "unlearn.unsir": forgotten(unlearn.unsir, images=4, noise_steps=2),
+    "unlearn.catastrophic_forgetting": forgotten(unlearn.catastrophic_forgetting),
+    "unlearn.exact_last_layers": forgotten(unlearn.exact_last_layers),
+    "unlearn.keeping scrub": forgotten(lambda *args, **how: unlearn.keeping(unlearn.scrub(*args, **how), 2), batches=(8, 8)),
+    "unlearn.noisy_descent": certified(unlearn.noisy_descent, lr=lambda t: 0.1 / (1.0 + t), clip_grad=0.2, batch=8),
+    "unlearn.noisy_model_clipping": certified(unlearn.noisy_model_clipping, lr=0.1, clip_model=0.5, sigma_init=0.1, batch=8),
+    "unlearn.output_perturbation": certified(unlearn.output_perturbation),
 }
 
 
@@ -77,7 +115,7 @@ def test_contract(name, examples, tmp_path):
     assert all(jnp.isfinite(value).all() for value in info.values())
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), new, state))
     assert any(moved)  # a step that changes nothing would pass all the rest
-    many, _ = jax.jit(jax.vmap(lambda key: method.step(key, state, given)))(jax.random.split(jax.random.key(3), 3))
+    many, _ = jax.eval_shape(jax.vmap(lambda key: method.step(key, state, given)), jax.random.split(jax.random.key(3), 3))
     assert jax.tree.leaves(many)[0].shape[0] == 3
     checkpoint.save(tmp_path, 0, new)
     chex.assert_trees_all_equal(checkpoint.restore(tmp_path, 0, like).state, new)

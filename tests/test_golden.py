@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dememo_jax import certify, data, evaluate, loop, models, nets, protect, sources, train, unlearn
+from dememo_jax import certify, data, evaluate, keys, loop, models, nets, protect, sources, train, unlearn
 
 KEY = jax.random.key(0)
 MODEL = models.from_linen(nets.mlp(10, (32,)))
@@ -75,6 +75,41 @@ def test_recipes(digits):
     check(delta[0, ::2, 0, 0], GOLDEN["lsp"], atol=2e-3)
 
 
+def test_unlearning_recipes(digits, weights):
+    """How far two steps on 200 digits move the weights, and in which direction on the whole."""
+    some, wider = data.take(digits[0], np.arange(200)), models.from_linen(nets.mlp(11, (32,)))
+    sgd, k = optax.sgd(0.1), {"classes": 10}
+    recipes = {
+        "negative_gradient": unlearn.negative_gradient(MODEL, sgd),
+        "l1_sparse": unlearn.l1_sparse(MODEL, sgd, steps=4),
+        "npo": unlearn.npo(MODEL, sgd),
+        "npo kl": unlearn.npo(MODEL, sgd, hold="kl"),
+        "npo alone": unlearn.npo(MODEL, sgd, retain=0),
+        "random_labels": unlearn.random_labels(MODEL, sgd, **k),
+        "salun": unlearn.salun(MODEL, sgd, **k),
+        "scrub": unlearn.scrub(MODEL, sgd, batches=(256, 256)),
+        "bad_teacher": unlearn.bad_teacher(MODEL, sgd),
+        "boundary_shrink": unlearn.boundary_shrink(MODEL, sgd),
+        "boundary_expand": unlearn.boundary_expand(MODEL, wider, sgd, **k),
+        "unsir": unlearn.unsir(MODEL, sgd, images=8, noise_steps=3),
+        "catastrophic_forgetting": unlearn.catastrophic_forgetting(MODEL, sgd),
+        "exact_last_layers": unlearn.exact_last_layers(MODEL, sgd),
+    }
+    found, forget = {}, np.asarray(some.y) == 3
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for programs that run twice
+    for name, method in recipes.items():
+        state = method.init(KEY, weights, some, forget)
+        step = jax.jit(method.step, compiler_options=quick)
+        for t in range(2):
+            state, _ = step(keys.at(KEY, t), state, some)
+        moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), method.finish(state).params, weights.params)
+        moved = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(moved)])
+        found[name] = [np.linalg.norm(moved).item(), moved.sum().item()]
+    print(found)
+    for name in recipes:
+        np.testing.assert_allclose(found[name], GOLDEN["recipes"][name], rtol=0.01, atol=2e-3, err_msg=name)
+
+
 def test_unlearning_and_certificate(digits, weights):
     train_set, test_set = digits
     method = unlearn.gradient_ascent(MODEL, optax.sgd(0.02), batch=64)
@@ -102,5 +137,21 @@ GOLDEN: dict = {
     "em": [0.12593, 0.04293, 0.00074],
     "lsp": [0.09222, 0.14465, 0.12598, -0.0622],
     "forget_loss": [0.13355, 0.12030, 0.17823, 0.16439, 0.22785, 0.24551, 0.32898, 0.33149],
+    "recipes": {
+        "negative_gradient": [0.09164, 0.00796],
+        "l1_sparse": [0.09076, -0.00995],
+        "npo": [0.29944, 0.33582],
+        "npo kl": [0.23338, 0.2725],
+        "npo alone": [0.24475, 0.30172],
+        "random_labels": [0.96648, -1.01528],
+        "salun": [0.96647, -0.99726],
+        "scrub": [0.05308, -0.02631],
+        "bad_teacher": [0.49141, -0.31214],
+        "boundary_shrink": [0.27773, 0.14944],
+        "boundary_expand": [0.99923, -2.15324],
+        "unsir": [0.34479, -0.53918],
+        "catastrophic_forgetting": [0.06719, -0.0],
+        "exact_last_layers": [8.19476, -5.24456],
+    },
     "bounds": [[0.54348, 0.95652], [0.39130, 0.97826], [0.83111, 0.93556], [0.81556, 0.94222]],
 }

@@ -19,6 +19,10 @@ DEMEMO = str(Path(sys.executable).with_name("dememo"))
 STAGES = {
     "train": ("train --model mlp --epochs 60 --checkpoint-seconds 0", None),
     "protect": ("protect --method ue-s --radius 0.02 --passes 25 --model mlp --checkpoint-seconds 0", "perturbation.npz"),
+    "unlearn": (
+        "unlearn --from victim --method noisy --noise-seed 3 --forget-class 0 --steps 40 --epochs 3 --checkpoint-seconds 0",
+        None,
+    ),
     "certify": ("certify --from victim --target-class 1 --draws 6000 --checkpoint-seconds 0.02", "scores.npz"),
 }
 

@@ -63,12 +63,9 @@ def boundary_expand(
     def check_wider(small: Weights, big: Weights) -> None:
         pairs = list(zip(jax.tree.leaves(small), jax.tree.leaves(big)))
         same = jax.tree.structure(small) in (jax.tree.structure(big),)
-        fits = same and all(
-            a.shape == b.shape or (a.shape[:-1], a.shape[-1] + 1) == (b.shape[:-1], b.shape[-1]) for a, b in pairs
-        )
-        require(
-            fits and any(a.shape != b.shape for a, b in pairs), f"wider must be the same network with {classes + 1} outputs"
-        )
+        wide = [(a.shape, b.shape) for a, b in pairs if a.shape != b.shape]
+        fits = same and wide and all(a[:-1] == b[:-1] and (a[-1], b[-1]) == (classes, classes + 1) for a, b in wide)
+        require(fits, f"wider must be the same network with {classes + 1} outputs, and the given one must have {classes}")
 
     def grafted(small: Array, big: Array) -> Array:
         return small if small.shape == big.shape else jnp.concatenate([small, big[..., -1:]], axis=-1)

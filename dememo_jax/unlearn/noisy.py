@@ -178,9 +178,11 @@ def released(model: Model, weights: Weights, data: Dataset, forget: Array, *, im
     """The weights of a certified run's last state, with batch-norm statistics from the first `images` of the retain set.
 
     `data` as the network was trained on it. Statistics of the given model know the forget set, whatever was done to its
-    parameters; those of a certified run begin anew, and this brings them up to the parameters.
+    parameters; those of a certified run begin anew, and this brings them up to the parameters. Raises BadInput as
+    `check_network`.
     """
     require(images >= 1, f"statistics need at least one image, got images={images}")
+    check_network(model, weights, data.x[:1])
     kept = np.flatnonzero(~sets.check_forget(forget, len(data.y)))[:images]
     if not jax.tree.leaves(weights.stats):
         return weights
