@@ -18,6 +18,7 @@ from dememo_jax.errors import require
 from dememo_jax.report import Table
 from dememo_jax.types import CertifiedMethod, Key, Method, Params, Weights
 
+NOT_ALL = "The promise is about the weights: this folder also tells how the model did before, which is not for publication."
 SECRET = "noise.key"  # while a run lasts, so that it can be resumed; its owner's alone
 
 
@@ -28,7 +29,7 @@ def make(job: Job) -> tuple[CertifiedMethod, dict[str, Any]]:
     unlearn.check_network(job.base.model, job.base.weights, job.base.train.x[:1])
     known: dict[str, Any] = {"clip_init": job.get("clip_init", 0.01), "comparator": config.comparator}
     numbers: dict[str, Any] = {"epsilon": epsilon, "delta": config.delta, "steps": steps, **known}
-    often: dict[str, Any] = {"batch": config.batch, "augment": lineage.augmentation(job.base.trained["augment"])}
+    often: dict[str, Any] = {"batch": job.batch, "augment": lineage.augmentation(job.base.trained["augment"])}
     moves: dict[str, Any] = {"lr": job.lr, "weight_decay": job.get("noise_decay", 0.0)}
     if config.method == "noisy":
         moves |= {"clip_grad": job.get("clip_grad", 1.0)}
@@ -55,7 +56,7 @@ def run(
     config, base, key = job.config, job.base, _secret(job.config.run, job.config.noise_seed)
     centre = _centre(job)
     steps, seconds = numbers["steps"], config.checkpoint_seconds
-    state, before = runs.resumable(
+    state, _ = runs.resumable(
         config.run, Method(method.init, method.step), key, (key, base.weights, base.seen, job.mask, centre), base.seen,
         title=f"noise {config.run.name}", steps=steps, every=chunk(steps, 10), seconds=seconds,
         record=lambda state, info: {"gradient_norm": float(np.mean(info["gradient_norm"]))} if "gradient_norm" in info else {},
@@ -63,7 +64,7 @@ def run(
     weights = unlearn.released(base.model, state.weights, base.seen, job.mask)
     history = [record(weights)]
     if job.epochs:
-        total = sets.steps(job.counts[1], config.batch, job.epochs)
+        total = sets.steps(job.counts[1], job.batch, job.epochs)
         freely = train.clipped_sgd(base.trained["lr"], base.trained["momentum"], job.decay, total)
         tuned, public = job.descend(unlearn.finetune, freely), jax.random.key(config.seed)
         last, after = runs.resumable(
@@ -81,14 +82,14 @@ def run(
         )
     promised = {
         **numbers, "epsilon": guarantee.epsilon, "delta": guarantee.delta, "mu": guarantee.mu, "assumptions": assumptions,
-        "words": unlearn.in_words(guarantee), "noisy_steps": before, "free_epochs": job.epochs,
+        "words": unlearn.in_words(guarantee), "free_epochs": job.epochs,
     }  # fmt: skip
     names = ("epsilon", "delta", "mu", "sigma", "steps", "comparator")
     table = Table(
         "Guarantee",
         names,
         ((promised["epsilon"], f"{promised['delta']:.3g}", *(promised[n] for n in names[2:])),),
-        f"{promised['words']} Provided that: {'; '.join(assumptions)}.",
+        f"{promised['words']} Provided that: {'; '.join(assumptions)}. {NOT_ALL}",
     )
     return weights, history, promised, table
 
@@ -104,8 +105,11 @@ def _secret(folder: Path, seed: int | None) -> Key:
         return keys.named(jax.random.key(seed), "noise")
     path = folder / SECRET
     if not path.exists():
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        part = path.with_suffix(".part")  # a whole key or none, whenever this process dies
+        part.unlink(missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(secrets.token_hex(8))
+        part.replace(path)
     text = path.read_text().strip()
     require(len(text) == 16, f"{path} is damaged, and the noise already added cannot be continued; choose another --run")
     return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(bytes.fromhex(text), np.uint32)))

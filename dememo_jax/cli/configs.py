@@ -146,7 +146,8 @@ class Unlearn:
     victim was trained; after the noise of a certified method, free fine-tuning."""
     lr: float | None = None
     """Learning rate; default as published, on digits a tuned one. Of a certified method: in the noisy steps."""
-    batch: int = 64
+    batch: int | None = None
+    """Default 64; of the passes of influence and ssd 128."""
     statistics: Literal["fit", "frozen"] = "fit"
     """Batch norm while descending: in training mode, as published, or left as it is."""
     retain_weight: float | None = None

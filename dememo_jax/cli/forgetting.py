@@ -38,6 +38,10 @@ class Job:
     lr: float
 
     @property
+    def batch(self) -> int:
+        return self.config.batch or 64
+
+    @property
     def mask(self) -> Array:
         return jnp.asarray(self.forget)
 
@@ -62,7 +66,7 @@ class Job:
         return train.clipped_sgd(self.lr, self.base.trained["momentum"], self.decay, steps)
 
     def descend(self, recipe: Callable, transform: optax.GradientTransformation | None = None, **how: Any) -> unlearn.Unlearner:
-        how = {"batch": self.config.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
+        how = {"batch": self.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
         if recipe is not unlearn.retrain:
             how["mode"] = self.config.statistics
         return lineage.method(recipe, self.base.model, transform or self.sgd(), **how)
@@ -77,7 +81,7 @@ def _adam(lr: float, decay: float) -> optax.GradientTransformation:
 
 
 def _retrain(job: Job) -> unlearn.Unlearner:
-    return job.descend(unlearn.retrain, job.sgd(sets.steps(job.counts[1], job.config.batch, job.epochs)))
+    return job.descend(unlearn.retrain, job.sgd(sets.steps(job.counts[1], job.batch, job.epochs)))
 
 
 def _npo(job: Job) -> unlearn.Unlearner:
@@ -93,7 +97,7 @@ def _salun(job: Job) -> unlearn.Unlearner:
 
 
 def _scrub(job: Job) -> unlearn.Unlearner:
-    batches = (job.config.batch, job.config.batch)
+    batches = (job.batch, job.batch)
     recipe = _keeping_scrub if job.config.rewind else _plain_scrub
     how = job.given(forget_rounds="forget_rounds") | ({"epochs": job.epochs} if job.config.rewind else {})
     return job.descend(recipe, _adam(job.lr, job.decay), batches=batches, **how)
@@ -112,7 +116,7 @@ def _bad_teacher(job: Job) -> unlearn.Unlearner:
 
 
 def _l1(job: Job) -> unlearn.Unlearner:
-    steps = sets.steps(job.counts[1], job.config.batch, job.epochs)
+    steps = sets.steps(job.counts[1], job.batch, job.epochs)
     return job.descend(unlearn.l1_sparse, steps=steps, **job.given(strength="strength"))
 
 
@@ -131,14 +135,17 @@ def _boundary_expand(job: Job) -> unlearn.Unlearner:
 def _influence(job: Job) -> tuple[Weights, dict]:
     apply, params = job.base.frozen
     how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 0.3), "weight_decay": job.decay}
-    how |= {"damping": job.get("damping", 0.1), **job.given(samples="samples")}
+    how |= {"damping": job.get("damping", 0.1), **job.given(samples="samples", batch="batch")}
     done = unlearn.influence(apply, params, job.base.seen, job.forget, key=jax.random.key(job.config.seed), **how)
     facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "params"}
     return job.base.weights._replace(params=done.params), facts
 
 
 def _ssd(job: Job) -> tuple[Weights, dict]:
-    how = {"alpha": job.get("alpha", 100.0 if job.base.name == "digits" else 10.0), **job.given(strength="strength")}
+    how = {
+        "alpha": job.get("alpha", 100.0 if job.base.name == "digits" else 10.0),
+        **job.given(strength="strength", batch="batch"),
+    }
     done = unlearn.ssd(*models.freeze(job.base.model, job.base.weights), job.base.seen, job.forget, **how)
     facts = {"share": done.share, "length": done.length, "relative": done.relative}
     return job.base.weights._replace(params=done.params), facts
@@ -215,14 +222,25 @@ def check_options(config: Unlearn) -> None:
         strange = getattr(config, name) != plain[name] and name not in kind.options
         readers = ", ".join(method for method, one in KINDS.items() if name in one.options)
         require(not strange, f"--{name.replace('_', '-')} belongs to {readers}; {config.method} does not read it")
-    no_descent = kind.family != "descent" and config.statistics != "fit"
-    require(not no_descent, f"--statistics belongs to methods that descend; {config.method} does not read it")
-    runs.positive(
-        batch=config.batch, beta=config.beta, share=config.share, forget_rounds=config.forget_rounds, layers=config.layers,
-        strength=config.strength, radius=config.radius, damping=config.damping, samples=config.samples,
-        epsilon=config.epsilon, delta=config.delta, steps=config.steps, clip_init=config.clip_init, clip_grad=config.clip_grad,
-        clip_model=config.clip_model,
+    deaf = kind.family != "descent" or config.method == "retrain"
+    require(
+        not deaf or config.statistics == "fit",
+        f"--statistics belongs to methods that descend from the given weights; {config.method} does not read it",
+    )
+    require(config.method != "output-noise" or config.lr is None, "output-noise takes no steps: leave --lr away")
+    decay = config.noise_decay
+    require(decay is None or 0 <= decay < math.inf, f"--noise-decay must not be negative, or infinite, got {decay}")
+    names = (
+        "alpha", "batch", "beta", "share", "forget_rounds", "layers", "strength", "radius", "damping", "samples", "epsilon",
+        "delta", "steps", "clip_init", "clip_grad", "clip_model",
     )  # fmt: skip
+    runs.positive(**{name: getattr(config, name) for name in names})
+
+
+def check_counts(job: Job) -> None:
+    """BadInput for what the numbers of examples do not allow."""
+    samples, retained = job.config.samples, job.counts[1]
+    require(samples is None or samples <= retained, f"--samples {samples} are more than the {retained} retained examples")
 
 
 def chunk(steps: int, epochs: int) -> int:

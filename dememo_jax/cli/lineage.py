@@ -172,6 +172,11 @@ def companion(base: Trained, folder: Path, flag: str) -> Trained:
     return other
 
 
+def alike(one: Trained, other: Trained) -> bool:
+    """Whether both saw the same data, perturbed alike."""
+    return all(one.trained[name] == other.trained[name] for name in ("source_digest", "protected_classes"))
+
+
 # --- the sets of the paper ---------------------------------------------------------------------------------------
 
 

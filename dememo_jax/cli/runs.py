@@ -104,7 +104,11 @@ def clock(folder: Path) -> float:
         earlier = float((folder / CHECKPOINTS / SECONDS).read_text())
     except (OSError, ValueError):
         earlier = 0.0
-    return time.monotonic() - earlier
+    _BEGAN[folder] = time.monotonic() - earlier
+    return _BEGAN[folder]
+
+
+_BEGAN: dict[Path, float] = {}  # of the runs of this process, for the savers inside them
 
 
 def elapsed(started: float) -> float:
@@ -209,7 +213,8 @@ def newest(directory: Path, like: Any) -> checkpoint.Restored | None:
 def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], None]:
     """`offer(step, state, meta, last)`, which saves the first time, and then not more often than every so many seconds."""
     saved = -math.inf  # a disk that cannot be written shows at once
-    begun = clock(directory.parent.parent)
+    folder = directory.parent.parent
+    begun = _BEGAN[folder] if folder in _BEGAN else clock(folder)
 
     def offer(step: int, state: Any, meta: dict, last: bool) -> None:
         nonlocal saved

@@ -43,12 +43,14 @@ def indices(path: Path, count: int) -> np.ndarray:
     """The sorted indices that a file names, each once: .npy of integers or a mask, or text with one a line."""
     what = f"{path}: expected a .npy of integer indices or with a boolean mask [{count}], or a text file with one index a line"
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            array = np.asarray([int(line) for line in path.read_text().splitlines() if line.strip()], np.int64)
+        if path.suffix != ".npy":
+            return checked([int(line) for line in path.read_text().splitlines() if line.strip()], count)
+        array = np.load(path, allow_pickle=False)
+    except BadInput:
+        raise
     except (OSError, ValueError, EOFError) as error:
         raise BadInput(f"{what} ({error})") from error
+    require(isinstance(array, np.ndarray), f"{what}; got an archive of arrays")
     if array.dtype == bool:
         require(array.shape == (count,), f"{what}; got a mask {array.shape}")
         return np.flatnonzero(array)
@@ -58,10 +60,9 @@ def indices(path: Path, count: int) -> np.ndarray:
 
 def checked(given, count: int) -> np.ndarray:
     """Sorted indices, each once; BadInput for one that is no training example."""
-    array = np.asarray(given, np.int64)
-    outside = array[(array < 0) | (array >= count)]
-    require(not len(outside), f"there is no example {outside[:1].tolist()}: the training examples are numbered 0..{count - 1}")
-    return np.unique(array)
+    outside = [int(i) for i in given if not 0 <= i < count]
+    require(not outside, f"there is no example {outside[:1]}: the training examples are numbered 0..{count - 1}")
+    return np.unique(np.asarray(given, np.int64))
 
 
 def mask_of(given: np.ndarray, count: int) -> np.ndarray:

@@ -47,8 +47,9 @@ def unlearn_data(config: Unlearn) -> dict:
         digests["reference_digest"] = reference.digest
     described = runs.describe(config, **digests) | {"epochs": epochs, "lr": lr}
     job = Job(config, base, forget, epochs, lr)
+    forgetting.check_counts(job)
     finished = (config.run / runs.RESULT).exists()
-    makers: dict[str, Callable[[Job], Any]] = {"descent": kind.make, "certified": certified.make, "step": lambda job: kind}
+    makers: dict[str, Callable[[Job], Any]] = {"descent": _descent, "certified": certified.make, "step": lambda job: kind}
     make = makers[kind.family]
     made = None if finished else make(job)  # bad input must show before the folder is claimed
     if done := runs.begin(config.run, described):
@@ -59,15 +60,15 @@ def unlearn_data(config: Unlearn) -> dict:
     outcome = work[kind.family](job, made or make(job), parts)
     checkpoint.save(config.run / lineage.WEIGHTS, 0, outcome.weights)
     values, section = _result(job, outcome, parts, reference, runs.elapsed(started))
-    done = runs.finish(config.run, described, values, [section], started)
     certified.forget_key(config.run)
-    return done
+    return runs.finish(config.run, described, values, [section], started)
 
 
 def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> lineage.Trained:
     """The model that never saw the forget set."""
     other = lineage.companion(base, folder, "--reference")
     require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
+    require(lineage.alike(base, other), f"--reference {folder} was trained on other data, or on other protected classes")
     same = other.forget is not None and np.array_equal(other.forget, forget)
     require(same, f"--reference {folder} was retrained without other examples than those to forget here")
     asked, there = base.trained["model"], other.trained["model"]
@@ -76,6 +77,13 @@ def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> linea
 
 
 # --- work --------------------------------------------------------------------------------------------------------
+
+
+def _descent(job: Job) -> unlearn.Unlearner:
+    """The method; its init is traced, so that what it refuses is refused now."""
+    method = forgetting.KINDS[job.config.method].make(job)
+    jax.eval_shape(method.init, jax.random.key(0), job.base.weights, job.base.seen, job.mask)
+    return method
 
 
 def _descend(job: Job, method: unlearn.Unlearner, parts: dict) -> Outcome:
