@@ -57,8 +57,8 @@ STEPS = {
     "influence, GGN": (
         functools.partial(unlearn.influence, variant="ggn", damping=0.1, samples=512, iterations=20), (0.3, 1.0, 3.0),
     ),
-    "influence, published": (functools.partial(unlearn.influence, variant="published"), (0.3, 2.0, 7.0)),
-    "ssd": (unlearn.ssd, (3.0, 10.0, 30.0)),
+    "influence, published": (functools.partial(unlearn.influence, variant="published"), (0.03, 0.1, 0.3, 2.0)),
+    "ssd": (unlearn.ssd, (10.0, 30.0, 100.0, 300.0)),
 }  # fmt: skip
 COMPILED: dict = {}
 scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch"))

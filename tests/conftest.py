@@ -6,3 +6,35 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="dememo-jax-cache-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import pytest
+
+# Whose time is compilation: their programs run a few times, and are not worth optimising.
+QUICK = {"test_augment", "test_certify", "test_shortcut"}
+LONG = (
+    "test_cli",
+    "test_unlearn_cli",
+    "test_readme",
+    "test_kill",
+    "test_contract",
+    "test_engine",
+    "test_recipes",
+    "test_certify",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request):
+    quick = request.module.__name__ in QUICK
+    if quick:
+        jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    if quick:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long go first, so that the processes end together."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.module.__name__, len(order)))

@@ -190,7 +190,10 @@ def test_protect_releases_and_evaluates(tmp_path, capsys):
     assert "against it: gray, mixup" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["em", "tap", "pue", "tue", "ntga", "pil", "lock", "ar", "cuda", "random-class"])
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ntga", "pil", "ar", "cuda", "random-class")]
+
+
+@pytest.mark.parametrize("method", ["em", "tap", "pue", "tue", "lock", *MORE])
 def test_methods_by_name(method, tmp_path):
     """Those whose arguments the command line makes in a way of its own."""
     few = {

@@ -17,7 +17,6 @@ DEMEMO = str(Path(sys.executable).with_name("dememo"))
 
 # stage -> (arguments, the file whose arrays must be equal to the bit)
 STAGES = {
-    "train": ("train --model mlp --epochs 60 --checkpoint-seconds 0", None),
     "protect": ("protect --method ue-s --radius 0.02 --passes 25 --model mlp --checkpoint-seconds 0", "perturbation.npz"),
     "unlearn": (
         "unlearn --from victim --method noisy --noise-seed 3 --forget-class 0 --steps 40 --epochs 3 --checkpoint-seconds 0",
@@ -66,13 +65,13 @@ def test_killed_and_restarted_ends_bit_for_bit_the_same(stage, root):
     straight, killed = root / f"{stage}-straight", root / f"{stage}-killed"
     subprocess.run([*command, "--run", straight], cwd=root, check=True, stdout=subprocess.DEVNULL)
     kill_midway([*command, "--run", killed], killed, root)
-    if stage == "train":  # damage the newest as well: the one before must do
+    if stage == "unlearn":  # damage the newest as well: the one before must do
         newest = max(checkpoints(killed))
         victim = next(path for path in killed.glob(f"checkpoints/*/{newest}/state/**/*") if path.is_file())
         victim.write_bytes(victim.read_bytes()[:-1])
     done = subprocess.run([*command, "--run", killed], cwd=root, capture_output=True, text=True, check=True)
     assert "resuming" in done.stdout
-    if stage == "train":
+    if stage == "unlearn":
         assert f"checkpoint {newest}" in done.stderr
         assert "falling back" in done.stderr
     values, leaves = outcome(killed, arrays)

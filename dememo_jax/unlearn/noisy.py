@@ -118,9 +118,8 @@ def noisy_model_clipping(
     """
     apart, each = contracted(comparator)
     require(clip_model > 0 and math.isfinite(clip_model), f"clip_model must be positive and finite, got {clip_model}")
-    require(
-        0 < sigma < math.inf and 0 <= sigma_init < math.inf, f"sigma must be positive and finite, got {sigma}, {sigma_init}"
-    )
+    require(0 < sigma < math.inf, f"sigma must be positive and finite, got {sigma}")
+    require(0 <= sigma_init < math.inf, f"sigma_init must be finite and not negative, got {sigma_init}")
     require(0 < epsilon < math.inf, f"epsilon must be positive and finite, got {epsilon}")
     descent_mu(1, lr, clip_init, 0.0, sigma, weight_decay, comparator)
 
