@@ -136,18 +136,20 @@ def langevin(epsilon, rows, forget, key, measured) -> dict:
 
 
 def removal(epsilon, rows, forget, key, measured) -> dict:
-    """Remove by Newton steps of 10 examples, with noise for as long as the budget lasts; where it is spent, that is said."""
-    sigma = 2.0
-    head = unlearn.heads.certified_head(classes=10, lam=1e-3, sigma=sigma, epsilon=epsilon, delta=DELTA)
+    """Remove by Newton steps of 10 examples each, for as long as the budget lasts; how many that were is said."""
+    sigma = 20 / epsilon
+    how = {"lam": 0.01, "sigma": sigma, "epsilon": epsilon, "delta": DELTA, "account": "measured"}
+    head = unlearn.heads.certified_head(classes=10, **how)
     state = head.fit(key, rows.x, rows.y)
-    removed, spent, budget = 0, math.nan, math.nan
+    removed, found = 0, {"before": measured(state.params)}
     for part in np.array_split(np.flatnonzero(forget), math.ceil(forget.sum() / 10)):
         try:
             state, update = head.remove(state, rows.x, rows.y, part)
         except unlearn.heads.BudgetSpent:
             break
-        removed, spent, budget = removed + len(part), update.spent, update.budget
-    return measured(state.params) | {"removed": removed, "of": int(forget.sum()), "spent": spent, "budget": budget}
+        removed += len(part)
+        found |= {"spent": update.spent, "budget": update.budget}
+    return measured(state.params) | {"removed": removed, "of": int(forget.sum()), "sigma": sigma} | found
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
