@@ -11,7 +11,11 @@ import jax
 import pytest
 
 # Whose time is compilation: their programs run a few times, and are not worth optimising.
-QUICK = {"test_augment", "test_certify", "test_shortcut"}
+QUICK = {
+    "test_adversarial", "test_augment", "test_certify", "test_curvature", "test_dampening", "test_engine", "test_heads",
+    "test_langevin", "test_newton", "test_objectives", "test_protect", "test_sharded", "test_shortcut", "test_tangent",
+    "test_victims",
+}  # fmt: skip
 LONG = (
     "test_cli",
     "test_unlearn_cli",
