@@ -12,9 +12,9 @@ import pytest
 
 # Whose time is compilation: their programs run a few times, and are not worth optimising.
 QUICK = {
-    "test_adversarial", "test_augment", "test_certify", "test_curvature", "test_dampening", "test_engine", "test_heads",
-    "test_langevin", "test_newton", "test_objectives", "test_protect", "test_sharded", "test_shortcut", "test_tangent",
-    "test_victims",
+    "test_adversarial", "test_augment", "test_certify", "test_contract", "test_curvature", "test_dampening", "test_engine",
+    "test_heads", "test_langevin", "test_newton", "test_noisy", "test_objectives", "test_protect", "test_sharded",
+    "test_shortcut", "test_tangent", "test_unlearn_cli", "test_victims",
 }  # fmt: skip
 LONG = (
     "test_cli",
@@ -36,6 +36,7 @@ def _compile_quickly(request):
     yield
     if quick:
         jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()  # the next file may want the optimised ones
 
 
 def pytest_collection_modifyitems(items):

@@ -16,14 +16,6 @@ KEY = jax.random.key(0)
 SMALL, WIDER = network(3)[0], network(4)[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Programs that run twice are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def examples():
     random = np.random.default_rng(0)

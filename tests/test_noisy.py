@@ -33,14 +33,6 @@ scan = jax.jit(loop.scan, static_argnames=("method", "steps"))
 step_of = functools.cache(lambda method: jax.jit(method.step))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Programs that run a few times are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def toy():
     rng = np.random.default_rng(0)

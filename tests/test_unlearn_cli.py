@@ -31,14 +31,11 @@ def inside(*arguments):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Programs of few steps: compiled as they are; pictures are drawn in other tests."""
+def no_pictures():
+    """They are drawn in other tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw", lambda plot: PIXEL)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()  # other tests want the optimised ones
 
 
 @pytest.fixture(scope="module")

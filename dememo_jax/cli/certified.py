@@ -76,10 +76,8 @@ def run(
     guarantee = method.guarantee(steps)
     assumptions = guarantee.assumptions
     if config.noise_seed is not None:
-        assumptions = (
-            *assumptions,
-            f"the noise was drawn from the seed {config.noise_seed}: nothing holds against who knows it",
-        )
+        seeded = f"the noise was drawn from the seed {config.noise_seed}: nothing holds against who knows it"
+        assumptions = tuple(seeded if "noise key is secret" in line else line for line in assumptions)
     promised = {
         **numbers, "epsilon": guarantee.epsilon, "delta": guarantee.delta, "mu": guarantee.mu, "assumptions": assumptions,
         "words": unlearn.in_words(guarantee), "free_epochs": job.epochs,

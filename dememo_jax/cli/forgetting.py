@@ -103,6 +103,7 @@ def _scrub(job: Job) -> unlearn.Unlearner:
     return job.descend(recipe, _adam(job.lr, job.decay), batches=batches, **how)
 
 
+# SCRUB has a batch size for each set in the place of one for both.
 def _plain_scrub(model, tx, *, batch, **how):
     return unlearn.scrub(model, tx, **how)
 

@@ -1,6 +1,5 @@
 """Keep the weights of every epoch of an unlearning run, and go back to the one that forgot no more than it should."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +41,9 @@ def keeping(method: Unlearner, epochs: int) -> Unlearner:
         kept = jax.tree.map(lambda all_, new: all_.at[at].set(new), state.kept, inner.weights)
         return KeptState(inner, kept), info
 
-    finish: Callable[[KeptState], Weights] = lambda state: method.finish(state.inner)  # noqa: E731
+    def finish(state: KeptState) -> Weights:
+        return method.finish(state.inner)
+
     return Unlearner(init, step, method.steps, finish)
 
 
