@@ -18,7 +18,7 @@ QUICK = {
 }  # fmt: skip
 LONG = (
     "test_cli", "test_kill", "test_readme", "test_unlearn_cli", "test_processes", "test_contract", "test_golden",
-    "test_recipes", "test_devices", "test_engine", "test_certify", "test_augment", "test_shortcut", "test_draws", "test_unlearn_recipes",
+    "test_recipes", "test_devices", "test_engine", "test_certify", "test_augment", "test_shortcut", "test_draws",
 )  # fmt: skip
 
 
