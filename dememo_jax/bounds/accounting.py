@@ -121,17 +121,13 @@ def check_run(steps: int, clip_init: float) -> None:
 # --- model clipping ----------------------------------------------------------------------------------------------
 
 
-def hockey_stick(epsilon: float, shift: float) -> float:
-    """E_{e^epsilon} of N(shift, 1) and N(0, 1), the contraction coefficient of Gaussian noise: Balle et al. 2019."""
-    return gdp_delta(shift, epsilon)
-
-
 def model_clipping_delta(
     epsilon: float, *, steps: int, diameter: float, sigma: float, start: float = 0.0, sigma_init: float = 0.0
 ) -> float:
     """delta at which two runs of noise added to points of one set of `diameter` agree after `steps`: Koloskova et al. 2025.
 
-    Each step contracts what is left: `delta_{t+1} = delta_t E_{e^eps~}` with `eps~ = log(1 + (e^epsilon - 1) / delta_t)`.
+    Each step contracts what is left: `delta_{t+1} = delta_t E` with E = `gdp_delta(diameter / sigma, eps~)`, the
+    contraction of Gaussian noise (Balle et al. 2019), and `eps~ = log(1 + (e^epsilon - 1) / delta_t)`.
     start, sigma_init: how far apart the starts are, and the noise on them; without noise delta_0 is 1.
     """
     require(epsilon >= 0 and math.isfinite(epsilon), f"epsilon must be a number >= 0, got {epsilon}")
@@ -140,11 +136,11 @@ def model_clipping_delta(
         all(math.isfinite(v) and v >= 0 for v in lengths) and sigma > 0 and steps >= 0,
         "sigma must be positive; diameter, start, sigma_init and steps must not be negative",
     )
-    delta = hockey_stick(epsilon, start / sigma_init) if sigma_init > 0 else 1.0
+    delta = gdp_delta(start / sigma_init, epsilon) if sigma_init > 0 else 1.0
     for _ in range(steps):
         if delta <= 0:
             return 0.0
         # log(1 + (e^epsilon - 1) / delta) without overflow
         tilted = np.logaddexp(0.0, math.log(-math.expm1(-epsilon)) + epsilon - math.log(delta)) if epsilon > 0 else 0.0
-        delta *= hockey_stick(float(tilted), diameter / sigma)
+        delta *= gdp_delta(diameter / sigma, float(tilted))
     return delta

@@ -30,9 +30,7 @@ def target_of(base: lineage.Trained, asked: int | None) -> int:
 
 def _retrained(base: lineage.Trained, folder: Path, target: int) -> lineage.Trained:
     """The model that never saw the target class."""
-    other = lineage.companion(base, folder, "--reference")
-    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
-    require(lineage.alike(base, other), f"--reference {folder} was trained on other data, or on other protected classes")
+    other = lineage.retrained(base, folder)
     unseen = other.forget is not None and bool(other.forget[np.asarray(base.train.y) == target].all())
     require(unseen, f"--reference {folder} was retrained with examples of class {target}; it must have forgotten all of them")
     return other

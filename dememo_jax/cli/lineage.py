@@ -172,9 +172,13 @@ def companion(base: Trained, folder: Path, flag: str) -> Trained:
     return other
 
 
-def alike(one: Trained, other: Trained) -> bool:
-    """Whether both saw the same data, perturbed alike."""
-    return all(one.trained[name] == other.trained[name] for name in ("source_digest", "protected_classes"))
+def retrained(base: Trained, folder: Path) -> Trained:
+    """The --reference: a network trained anew on part of the very data that `base` saw."""
+    other = companion(base, folder, "--reference")
+    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
+    alike = all(base.trained[name] == other.trained[name] for name in ("source_digest", "protected_classes"))
+    require(alike, f"--reference {folder} was trained on other data, or on other protected classes")
+    return other
 
 
 # --- the sets of the paper ---------------------------------------------------------------------------------------

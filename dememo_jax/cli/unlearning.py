@@ -66,9 +66,7 @@ def unlearn_data(config: Unlearn) -> dict:
 
 def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> lineage.Trained:
     """The model that never saw the forget set."""
-    other = lineage.companion(base, folder, "--reference")
-    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
-    require(lineage.alike(base, other), f"--reference {folder} was trained on other data, or on other protected classes")
+    other = lineage.retrained(base, folder)
     same = other.forget is not None and np.array_equal(other.forget, forget)
     require(same, f"--reference {folder} was retrained without other examples than those to forget here")
     asked, there = base.trained["model"], other.trained["model"]
