@@ -71,9 +71,18 @@ def shuffled(key: Key, step: int | Array, data: Dataset, batch: int, mask: Array
     mask = jnp.ones(len(data.y), bool) if mask is None else mask
     count = mask.sum()
     per_pass = -(-count // batch)
-    noise = jax.random.uniform(jax.random.fold_in(key, step // per_pass), mask.shape)
-    order = jnp.argsort(jnp.where(mask, noise, jnp.inf))
-    return take(data, order[((step % per_pass) * batch + jnp.arange(batch)) % count])
+    return part_of_pass(pass_order(key, step // per_pass, mask), step % per_pass, data, batch, count)
+
+
+def pass_order(key: Key, number: int | Array, mask: Array) -> Array:
+    """Positions [N] in the order of shuffled pass `number`: the examples where `mask` stand first."""
+    noise = jax.random.uniform(jax.random.fold_in(key, number), mask.shape)
+    return jnp.argsort(jnp.where(mask, noise, jnp.inf))
+
+
+def part_of_pass(order: Array, place: int | Array, data: Dataset, batch: int, count: int | Array) -> Dataset:
+    """Batch `place` of a pass over `count` examples in that order."""
+    return take(data, order[(place * batch + jnp.arange(batch)) % count])
 
 
 def steps(count: int, batch: int, epochs: int) -> int:

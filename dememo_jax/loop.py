@@ -1,4 +1,4 @@
-"""Two drivers for one method: `scan`, pure and vmappable, and `run`, which reports, stops and can be resumed.
+"""Drivers for one method: `scan` and `passes`, pure and vmappable, and `run`, which reports, stops and can be resumed.
 
 Step t of a run depends on `(key, t, state)` alone, so a run cut anywhere and resumed equals one that was not.
 """
@@ -48,7 +48,34 @@ def scan(
     return jax.lax.scan(body, state, start + jnp.arange(steps))
 
 
+def passes(
+    method: Method, key: Key, state: Any, data: Dataset, *, passes: int, batch: int, per_pass: int, start: int | Array = 0,
+    mask: Array | None = None, perturbation: Perturbation | None = None,
+) -> tuple[Any, Info]:  # fmt: skip
+    """Whole shuffled passes `start .. start + passes`; the steps of `scan`, but the examples are sorted once a pass.
+
+    In a vmap over masks, `scan` sorts at every step. `per_pass` is ceil(count / batch), the same for every mask of a vmap.
+    Returns the state and each step's info, stacked [passes, per_pass].
+    """
+    _check(data, batch, mask, perturbation)
+    to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
+    mask = jnp.ones(len(data.y), bool) if mask is None else mask
+    count = mask.sum()
+
+    def once(current, number):
+        order = sets.pass_order(to_draw, number, mask)
+
+        def body(current, place):
+            examples = sets.part_of_pass(order, place, data, batch, count)
+            return method.step(keys.at(to_step, number * per_pass + place), current, sets.perturb(examples, perturbation))
+
+        return jax.lax.scan(body, current, jnp.arange(per_pass))
+
+    return jax.lax.scan(once, state, start + jnp.arange(passes))
+
+
 _chunk = jax.jit(scan, static_argnames=("method", "steps", "batch", "draw"))
+_passes = jax.jit(passes, static_argnames=("method", "passes", "batch", "per_pass"))
 
 
 def _check(data: Dataset, batch: int | None, mask: Array | None, perturbation: Perturbation | None) -> None:
@@ -83,12 +110,20 @@ def run(
     require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
     _check(data, batch, mask, perturbation)
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
-    how = {"batch": batch, "mask": mask, "perturbation": perturbation, "draw": draw}
+    how = {"batch": batch, "mask": mask, "perturbation": perturbation}
+    per_pass = 0  # where whole passes are asked for, the examples are sorted once a pass
+    if batch is not None and draw is sets.shuffled:
+        per_pass = sets.steps(len(data.y) if mask is None else int(np.asarray(mask).sum()), batch, 1)
     for begin in range(start, steps, every):
         count = min(every, steps - begin)
         before = state
-        state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), **how)
-        host = {name: np.asarray(values) for name, values in info.items()}
+        if per_pass and begin % per_pass == count % per_pass == 0:
+            whole = {"passes": count // per_pass, "per_pass": per_pass, "start": jnp.asarray(begin // per_pass)}
+            state, info = _passes(method, key, state, data, **whole, **how)
+            host = {name: np.asarray(values).reshape(count, *values.shape[2:]) for name, values in info.items()}
+        else:
+            state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), draw=draw, **how)
+            host = {name: np.asarray(values) for name, values in info.items()}
         _refuse_non_finite(host, begin, before)
         if after(begin + count, state, host):
             break

@@ -18,19 +18,22 @@ def mesh(axis: str = "rows", devices: Sequence[jax.Device] | None = None) -> jax
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def spread(fn: Callable[[Any, Array], Array], over: jax.sharding.Mesh) -> Callable[[Any, Array], Array]:
+def spread(
+    fn: Callable[[Any, Any], Any], over: jax.sharding.Mesh, *, gather: bool = True
+) -> Callable[[Any, Any], Any]:
     """Run `fn(shared, rows)` with `rows` cut over the devices and `shared` on each; every device gets the whole result.
 
-    The result's leading axis is that of `rows`, which must be a multiple of the number of devices (`padded`).
+    The leading axis of every array of the rows, and of the result, is one length, a multiple of the number of devices
+    (`padded`). With `gather=False` the result stays cut over the devices, such as the networks of shadow models.
     """
     (axis,) = over.axis_names
 
     def part(shared, rows):
-        return jax.lax.all_gather(fn(shared, rows), axis, tiled=True)
+        done = fn(shared, rows)
+        return jax.lax.all_gather(done, axis, tiled=True) if gather else done
 
-    return jax.shard_map(
-        part, mesh=over, in_specs=(PartitionSpec(), PartitionSpec(axis)), out_specs=PartitionSpec(), check_vma=False
-    )
+    out = PartitionSpec() if gather else PartitionSpec(axis)
+    return jax.shard_map(part, mesh=over, in_specs=(PartitionSpec(), PartitionSpec(axis)), out_specs=out, check_vma=False)
 
 
 def copied(tree: Any, over: jax.sharding.Mesh) -> Any:

@@ -128,7 +128,7 @@ def calibrate(
     """
     check(params, key, sigma)
     devices = 1 if over is None else over.size
-    memory = int(meshes.agreed(_scratch(), over)) if memory is None else memory
+    memory = int(meshes.agreed(scratch(), over)) if memory is None else memory
     shared = _shared(metric, params, data, key, sigma, over)
 
     def seconds(at_once: int, count: int) -> float:
@@ -177,7 +177,8 @@ def _arguments(shared, indices: np.ndarray, over):
     return shared, indices if over is None else meshes.cut(meshes.padded(indices, over.size), over)
 
 
-def _scratch() -> int:
+def scratch() -> int:
+    """Bytes of scratch memory that a program may use on a device when nobody says."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return SCRATCH if limit is None else limit // 2
 
