@@ -113,7 +113,7 @@ def check_floating(tree: Params, what: str) -> None:
         dtype = jnp.result_type(leaf)
         require(jnp.issubdtype(dtype, jnp.floating), f"{what} must be floating; {name} is {dtype}")
         known = not isinstance(leaf, jax.core.Tracer)
-        require(not known or bool(jnp.isfinite(leaf).all()), f"{what} must be finite; {name} holds NaN or infinity")
+        require(not known or bool(np.isfinite(np.asarray(leaf)).all()), f"{what} must be finite; {name} holds NaN or infinity")
 
 
 def check_like(tree: Params, like: Params, what: str) -> None:
