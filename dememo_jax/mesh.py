@@ -18,9 +18,7 @@ def mesh(axis: str = "rows", devices: Sequence[jax.Device] | None = None) -> jax
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def spread(
-    fn: Callable[[Any, Any], Any], over: jax.sharding.Mesh, *, gather: bool = True
-) -> Callable[[Any, Any], Any]:
+def spread(fn: Callable[[Any, Any], Any], over: jax.sharding.Mesh, *, gather: bool = True) -> Callable[[Any, Any], Any]:
     """Run `fn(shared, rows)` with `rows` cut over the devices and `shared` on each; every device gets the whole result.
 
     The leading axis of every array of the rows, and of the result, is one length, a multiple of the number of devices

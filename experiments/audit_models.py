@@ -94,7 +94,7 @@ def certified(case: Case, count: int, retained: int, centre):
 def halves(name: str, case: Case, data, test, key) -> None:
     masks = audit.halves(keys.named(key, "halves"), case.halves, len(data.y))
     shown = sets.make(jnp.concatenate([data.x, test.x]), jnp.concatenate([data.y, test.y]))
-    scores, add, done = kept(f"{name}-halves", (case.halves, len(shown.y), 2))
+    _, add, done = kept(f"{name}-halves", (case.halves, len(shown.y), 2))
     method = learner(case, len(data.y) // 2)
     how = {"passes": case.epochs, "batch": case.batch, "skip": np.flatnonzero(done).tolist()}
     for group in audit.shadows(keys.named(key, "shadows"), case.model, method, data, masks, **how):

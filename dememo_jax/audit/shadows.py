@@ -102,7 +102,7 @@ def _trained(key, method, data, masks, passes, batch, width, over, skip) -> Iter
             worst = int(np.flatnonzero(bad.any(axis=1))[0])
             at = int(np.argmax(bad[worst]))
             raise NonFinite(f"the loss of shadow model {rows[worst]} became {losses_[worst, at]} in pass {at}; lower the rate")
-        yield Group(rows, jax.tree.map(lambda leaf: leaf[: len(rows)], state.weights))
+        yield Group(rows, _first(state.weights, len(rows)))
 
 
 def groups(masks: np.ndarray, size: int) -> list[np.ndarray]:
@@ -116,7 +116,9 @@ def check_masks(masks: Any, count: int) -> np.ndarray:
     """Masks as bool [M, N]; BadInput when they have another shape or type, or a model has no example."""
     masks = np.asarray(masks)
     require(masks.ndim == 2 and masks.shape[1] == count, f"expected masks [M, {count}], one row a model; got {masks.shape}")
-    require(masks.dtype == bool and len(masks), f"masks must be boolean and of one model or more, got {masks.dtype} {masks.shape}")
+    require(
+        masks.dtype == bool and len(masks), f"masks must be boolean and of one model or more, got {masks.dtype} {masks.shape}"
+    )
     empty = np.flatnonzero(~masks.any(axis=1))
     require(not len(empty), f"model {empty[:1].tolist()} has no example to train on")
     return masks
@@ -142,8 +144,8 @@ def _learn(shared, lane, *, method, passes, batch, per_pass):
 def each(fn: Any, shared: Any, lanes: Any, *, width: int, over: jax.sharding.Mesh | None = None, gather: bool = True) -> Any:
     """`fn(shared, lane)` for every lane (leading axis), `width` in one vmap on a device; results stacked in the same order.
 
-    fn: a function, or a `functools.partial` of one whose keywords are hashable; equal ones share compiled programs. The number of lanes
-    must be a multiple of the number of devices.
+    fn: a function, or a `functools.partial` of one with hashable keywords; equal ones share compiled programs. The number of
+    lanes must be a multiple of the number of devices.
     """
     return _each(*_placed(fn, shared, lanes, over), width=width, over=over, gather=gather)
 
@@ -257,7 +259,11 @@ def then_unlearn(
     lanes = (at, jax.tree.map(lambda leaf: np.asarray(leaf)[rows] if over is not None else leaf[rows], group.weights))
     fn = partial(_forget, then=then, count=int(own[0] + kept[0]))
     weights = each(fn, (key, data), (*lanes, masks[at], forget[at]), width=width, over=over, gather=False)
-    return Group(group.rows, jax.tree.map(lambda leaf: leaf[: len(group.rows)], weights))
+    return Group(group.rows, _first(weights, len(group.rows)))
+
+
+def _first(weights: Weights, count: int) -> Weights:
+    return jax.tree.map(lambda leaf: leaf[:count], weights)
 
 
 def _forget(shared, lane, *, then, count):
@@ -284,7 +290,7 @@ def score(
     model: Model, weights: Weights, data: Dataset, *, loss: Loss = losses.margin, width: int = 1,
     over: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Scores [W, N] of stacked networks on every example: by default log p_y - log(1 - p_y), from the logits without overflow."""
+    """Scores [W, N] of stacked networks on every example: by default log p_y - log(1 - p_y), without overflow."""
     count = len(jax.tree.leaves(weights)[0])
     rows = meshes.padded(np.arange(count), 1 if over is None else over.size)
     lanes = weights if len(rows) == count else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], weights)

@@ -11,6 +11,7 @@ from dememo_jax.bounds.accounting import (
     noisy_iteration_mu,
     published_sigma,
 )
+from dememo_jax.bounds.distinguish import Distinguished, distinguish, rates_epsilon
 from dememo_jax.bounds.langevin import (
     langevin_account,
     langevin_epsilon,
@@ -31,14 +32,34 @@ from dememo_jax.bounds.quantiles import (
     shifted_tail,
 )
 from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
+from dememo_jax.bounds.roc import Estimate, Operating, auc, check_scores, roc, tpr_at
+from dememo_jax.bounds.samples import (
+    Permutation,
+    Relative,
+    column_tests,
+    discoveries,
+    mean_area,
+    permutation_test,
+    relative_distance,
+)
 from dememo_jax.bounds.sequential import QuantileTest, quantile_test
 
 __all__ = [
+    "Distinguished",
+    "Estimate",
+    "Operating",
+    "Permutation",
     "QuantileTest",
+    "Relative",
+    "auc",
     "check_privacy",
     "check_run",
+    "check_scores",
     "clopper_pearson",
+    "column_tests",
     "compose_gdp",
+    "discoveries",
+    "distinguish",
     "empirical_quantile",
     "gdp_delta",
     "gdp_epsilon",
@@ -52,18 +73,24 @@ __all__ = [
     "langevin_renyi_epsilon",
     "langevin_steps",
     "max_shift",
+    "mean_area",
     "min_draws",
     "model_clipping_delta",
     "newton_residual",
     "noisy_iteration_mu",
+    "permutation_test",
     "published_lower_level",
     "published_residual",
     "published_sigma",
     "quantile_lower",
     "quantile_test",
     "quantile_upper",
+    "rates_epsilon",
+    "relative_distance",
     "removal_budget",
+    "roc",
     "shifted_level",
     "shifted_tail",
     "spectral_above",
+    "tpr_at",
 ]

@@ -1,0 +1,233 @@
+"""Are unlearned models distributed as retrained ones? Tests on log-odds `[M, N]` of M models on N forgotten examples.
+
+All compare samples of *models*: `unlearned [M, N]` saw the examples and unlearned them, `retrained [M', N]` never did.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dememo_jax import bounds
+from dememo_jax.audit.likelihood import _pair, u_lira
+from dememo_jax.errors import require
+
+CLIP, FLOOR = 100.0, 1e-5  # of KLoM
+MOST = 50.0  # epsilon-hat is capped there
+CELLS = 2**24  # of an intermediate array at once
+
+
+# --- KL divergence of margins ------------------------------------------------------------------------------------
+
+
+def klom(unlearned, retrained, *, bins: int = 20) -> np.ndarray:
+    """KL divergence of margins (KLoM), Georgiev et al. 2025: KL(unlearned | retrained) of each example's histogram, [N] nats.
+
+    As published: scores clipped to +-100, `bins` equal bins over the joint range of the example, retrained probabilities at
+    least 1e-5. Two samples of one law do not give 0 but a bias that grows with the bins over the number of models:
+    `bounds.permutation_test` of its mean says what chance alone shows. Raises BadInput for shapes that do not fit.
+    """
+    unlearned, retrained = _pair(unlearned, retrained)
+    require(bins >= 2, f"a histogram needs at least two bins, got {bins}")
+    both = np.clip(np.concatenate([unlearned, retrained]), -CLIP, CLIP)
+    low, span = both.min(axis=0), np.ptp(both, axis=0)
+    place = np.minimum(bins * (both - low) / np.where(span > 0, span, 1.0), bins - 1).astype(np.int64)
+    counts = [
+        np.stack([(part == i).sum(axis=0) for i in range(bins)]) / len(part)
+        for part in (place[: len(unlearned)], place[len(unlearned) :])
+    ]
+    p, q = counts[0], np.maximum(counts[1], FLOOR)
+    return np.where(p > 0, p * (np.log(np.where(p > 0, p, 1.0)) - np.log(q)), 0.0).sum(axis=0)
+
+
+# --- epsilon-hat -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EpsilonHat:
+    """The NeurIPS 2023 unlearning metric, and what can be said with confidence beside it."""
+
+    examples: tuple[float, ...]  # [N] point estimates, capped at 50; maximised over rules, so biased upwards
+    low: tuple[float, ...]  # [N] lower limits of each example's epsilon
+    high: tuple[float | None, ...]  # [N] upper limits of what the chosen rules could show; None: unbounded
+    score: float  # forgetting quality: mean of 2^-bucket, buckets of 0.5; 1 is best
+    largest_low: float  # lower limit of the largest epsilon of any example, over all N together
+    delta: float
+    confidence: float  # of each example's limits, and of largest_low
+
+
+def epsilon_hat(unlearned, retrained, *, delta: float = 1e-5, alpha: float = 0.05) -> EpsilonHat:
+    """For each forgotten example, the epsilon that the best decision rule shows between the two kinds of models.
+
+    Points as published: the positive class is the one with the larger median; rules are one threshold or an interval; those
+    with exactly one of the two error rates at zero are left out, perfect separation counts as infinite and is capped at 50, as
+    is a pair of samples whose ranges differ by a factor of 100. (All cuts are tried; the published grid is a part of them.)
+    Limits: half of the models choose a threshold, the other half judges it (`bounds.distinguish`).
+    Raises BadInput for fewer than four models of a kind, shapes that do not fit, constant scores.
+    """
+    unlearned, retrained = _pair(unlearned, retrained)
+    points = epsilon_points(unlearned, retrained, delta=delta)
+    columns = range(unlearned.shape[1])
+    judged = [_judged(unlearned[:, i], retrained[:, i], delta, alpha) for i in columns]
+    together = max(_judged(unlearned[:, i], retrained[:, i], delta, alpha / len(columns))[0] for i in columns)
+    few = min(len(unlearned), len(retrained))
+    return EpsilonHat(
+        tuple(points.tolist()), tuple(low for low, _ in judged), tuple(high for _, high in judged),
+        forgetting_quality(points, few), together, delta, 1 - alpha,
+    )  # fmt: skip
+
+
+def _judged(one: np.ndarray, other: np.ndarray, delta: float, alpha: float) -> tuple[float, float | None]:
+    if np.ptp(np.concatenate([one, other])) == 0:
+        return 0.0, 0.0  # the same score under every model
+    found = bounds.distinguish(one, other, delta=delta, alpha=alpha)
+    return found.epsilon_low, found.epsilon_high
+
+
+def epsilon_points(unlearned, retrained, *, delta: float = 1e-5) -> np.ndarray:
+    """The published point estimates [N]; see `epsilon_hat`."""
+    unlearned, retrained = _pair(unlearned, retrained)
+    above = np.median(unlearned, axis=0) >= np.median(retrained, axis=0)
+    values = np.sort(np.concatenate([unlearned, retrained]), axis=0)  # [M + M', N]
+    size = len(values)
+    block = max(1, CELLS // (size * size))
+    found = [
+        _best(unlearned[:, i : i + block], retrained[:, i : i + block], values[:, i : i + block], above[i : i + block], delta)
+        for i in range(0, values.shape[1], block)
+    ]
+    ranges = np.ptp(unlearned, axis=0), np.ptp(retrained, axis=0)
+    apart = np.minimum(*ranges) < 0.01 * np.maximum(*ranges)
+    return np.where(apart, MOST, np.minimum(np.concatenate(found), MOST))
+
+
+def _best(one: np.ndarray, other: np.ndarray, values: np.ndarray, above: np.ndarray, delta: float) -> np.ndarray:
+    """The largest epsilon over thresholds and intervals, for each example of a block."""
+    # How many of either sample lie below every cut; a cut lies just under a value, the last above all.
+    below = [
+        np.stack([np.append(np.searchsorted(np.sort(part[:, i]), values[:, i]), len(part)) for i in range(part.shape[1])], 1)
+        for part in (one, other)
+    ]
+    sizes = len(one), len(other)
+    shown = {claimed: _table(*sizes, claimed, delta) for claimed in (True, False)}
+    found = np.zeros(len(above))
+    for claimed in (True, False):  # whether the positive class, with the larger median, is the first sample
+        at = np.flatnonzero(above == claimed)
+        counts = [part[:, at] for part in below]
+        single = shown[claimed][sizes[0] - counts[0], sizes[1] - counts[1]].max(axis=0, initial=0.0)
+        inside = [np.maximum(part[None] - part[:, None], 0) for part in counts]  # of the interval from a cut to a later one
+        both = np.maximum(shown[claimed], shown[claimed][::-1, ::-1])  # what lies inside it, or outside
+        ordered = np.triu(np.ones((len(counts[0]), len(counts[0])), bool), 1)[..., None]
+        found[at] = np.maximum(single, np.where(ordered, both[inside[0], inside[1]], 0.0).max(axis=(0, 1), initial=0.0))
+    return found
+
+
+def _table(n: int, m: int, first_claimed: bool, delta: float) -> np.ndarray:
+    """Epsilon of a rule by how many of either sample it claims, [n + 1, m + 1]; 0 where one kind of error alone never happened."""
+    rates = np.meshgrid(np.arange(n + 1) / n, np.arange(m + 1) / m, indexing="ij")
+    tpr, fpr = rates if first_claimed else rates[::-1]
+    return np.where((fpr == 0) != (tpr == 1), 0.0, bounds.rates_epsilon(tpr, fpr, delta))
+
+
+def forgetting_quality(points, models: int) -> float:
+    """The published F: mean of 2^-bucket over the examples, buckets of 0.5 in epsilon; 0 from ceil(log(models - 1)) on."""
+    points = np.asarray(points)
+    bucket = np.floor(points / 0.5)
+    return float(np.where(points < math.ceil(math.log(models - 1)), 2.0**-bucket, 0.0).mean())
+
+
+# --- both sides, and all examples together ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """Under-unlearning (forgotten examples look too familiar) and over-unlearning (too strange), both."""
+
+    under: float  # share of examples that unlearned models score higher, at a false-discovery rate of alpha
+    over: float  # share that they score lower
+    area: bounds.Estimate  # mean P(unlearned > retrained) over the examples; 0.5 is right, above is under-unlearning
+
+
+def two_sided(unlearned, retrained, *, alpha: float = 0.05) -> TwoSided:
+    """Which forgotten examples give an unlearned model away, and in which direction.
+
+    Mann-Whitney tests of every example, controlled for their number (Benjamini-Hochberg), and the mean area with limits that
+    take models, not examples, for independent (a jackknife over both kinds). Raises BadInput as `klom`.
+    """
+    unlearned, retrained = _pair(unlearned, retrained)
+    require(min(len(unlearned), len(retrained)) >= 2, "need two models or more of either kind")
+    _, above, below = bounds.column_tests(unlearned, retrained)
+    under, over = bounds.discoveries(above, alpha), bounds.discoveries(below, alpha)
+    return TwoSided(float(under.mean()), float(over.mean()), bounds.mean_area(unlearned, retrained, alpha=alpha))
+
+
+def joint_epsilon(unlearned, retrained, *, delta: float = 1e-5, alpha: float = 0.05) -> bounds.Distinguished:
+    """The strongest single test of a guarantee: one number a model, made of all its scores.
+
+    Of every four models of a kind, one fits Gaussians with a variance that both kinds share, one and a half choose a threshold
+    for the sum of a model's log-ratios over the examples, and one and a half are judged by it: so the limits of
+    `bounds.distinguish` hold, for any guarantee about whole models. Raises BadInput for fewer than eight models of a kind.
+    """
+    unlearned, retrained = _pair(unlearned, retrained)
+    require(min(len(unlearned), len(retrained)) >= 8, "need eight models or more of either kind")
+    first = [np.arange(len(part)) % 4 == 0 for part in (unlearned, retrained)]
+    fit, rest = ([part[use] for part, use in zip((unlearned, retrained), uses)] for uses in (first, [~use for use in first]))
+    middle = [part.mean(axis=0) for part in fit]
+    spread = np.concatenate([part - mean for part, mean in zip(fit, middle)])
+    variance = np.maximum(np.square(spread).mean(axis=0), 1e-12)
+
+    def ratio(scores: np.ndarray) -> np.ndarray:
+        return ((np.square(scores - middle[1]) - np.square(scores - middle[0])) / variance).mean(axis=1)
+
+    return bounds.distinguish(*map(ratio, rest), delta=delta, alpha=alpha)
+
+
+# --- everything --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What every test says about one unlearning method."""
+
+    models: tuple[int, int]
+    examples: int
+    two_sided: TwoSided
+    u_lira: bounds.Estimate  # area over all models and examples
+    u_lira_tpr: tuple[bounds.Operating, ...]
+    klom: bounds.Permutation  # of the mean
+    klom_95: float  # 95th percentile over the examples
+    epsilon: EpsilonHat
+    quality: bounds.Permutation  # of 1 - score
+    joint: bounds.Distinguished
+    relative: bounds.Relative | None  # nearer to retrained (first) than to the original (second)?
+
+
+def compare(
+    unlearned, retrained, original=None, *, delta: float = 1e-5, alpha: float = 0.05, fprs: tuple[float, ...] = (0.01, 0.001),
+    draws: int = 199, seed: int = 0,
+) -> Verdict:  # fmt: skip
+    """All tests of this module on one method. original: log-odds [M'', N] of models before unlearning, for the relative test.
+
+    Honest retraining in the place of `unlearned` is the null: its p-values are uniform and its intervals hold 0.5 and 0.
+    """
+    unlearned, retrained = _pair(unlearned, retrained)
+    ratios = u_lira(unlearned, retrained)
+    scores, kinds = np.concatenate(ratios), np.repeat([True, False], [len(ratios[0]), len(ratios[1])])
+    members = np.broadcast_to(kinds[:, None], scores.shape)
+    how: dict[str, Any] = {"draws": draws, "seed": seed}
+
+    def missing(one, other):
+        return 1 - forgetting_quality(epsilon_points(one, other, delta=delta), min(len(one), len(other)))
+
+    return Verdict(
+        models=(len(unlearned), len(retrained)), examples=unlearned.shape[1],
+        two_sided=two_sided(unlearned, retrained, alpha=alpha),
+        u_lira=bounds.auc(scores, members, alpha=alpha),
+        u_lira_tpr=tuple(bounds.tpr_at(scores, members, fpr, alpha=alpha) for fpr in fprs),
+        klom=bounds.permutation_test(lambda one, other: klom(one, other).mean(), unlearned, retrained, **how),
+        klom_95=float(np.percentile(klom(unlearned, retrained), 95)),
+        epsilon=epsilon_hat(unlearned, retrained, delta=delta, alpha=alpha),
+        quality=bounds.permutation_test(missing, unlearned, retrained, **how),
+        joint=joint_epsilon(unlearned, retrained, delta=delta, alpha=alpha),
+        relative=None if original is None else bounds.relative_distance(unlearned, retrained, original),
+    )  # fmt: skip

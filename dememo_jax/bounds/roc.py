@@ -1,0 +1,158 @@
+"""How well scores tell members from non-members: ROC, its area, the true-positive rate at a small false-positive rate.
+
+Larger scores claim membership. Scores are `[n]`, independent, or `[M, N]`, M models on N examples: cells of one row
+share a model and cells of one column an example, so they are not independent, and the limits allow for both (two-way
+clusters, Cameron, Gelbach and Miller 2011; for the area as Obuchowski 1997).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special, stats
+
+from dememo_jax.bounds.quantiles import probability
+from dememo_jax.errors import require
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its two-sided confidence limits."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Operating:
+    """The true-positive rate at a false-positive rate; None where the non-members are too few to tell."""
+
+    fpr: float
+    tpr: float | None
+    low: float
+    high: float
+    nonmembers: int
+    needed: int  # how many non-members a point estimate needs, 1 / fpr
+
+
+def roc(scores, members) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """False-positive rates, true-positive rates and thresholds, a point for every distinct score, from (0, 0) to (1, 1).
+
+    A point counts the scores at or above its threshold; the first threshold is infinite. Raises BadInput as `auc`.
+    """
+    scores, members, kept = check_scores(scores, members)
+    flat, inside = scores[kept], members[kept]
+    order = np.argsort(-flat, kind="stable")
+    flat, inside = flat[order], inside[order]
+    last = np.append(np.flatnonzero(np.diff(flat)), len(flat) - 1)  # of each run of equal scores
+    hits, alarms = np.cumsum(inside)[last], np.cumsum(~inside)[last]
+    rates = (np.append(0.0, counts / counts[-1]) for counts in (alarms, hits))
+    return (*rates, np.append(np.inf, flat[last]))
+
+
+def auc(scores, members, *, alpha: float = 0.05, counted=None) -> Estimate:
+    """The area under the ROC, P(member > non-member) + P(equal) / 2, with limits at confidence 1 - alpha.
+
+    Limits: DeLong et al. 1988 on the logit scale with Student's quantiles, two-way clusters for `[M, N]`. At an area of 0 or 1
+    they are Clopper and Pearson's of as many disjoint pairs (of clusters) as there are. counted: which cells take part.
+    Raises BadInput for shapes that differ, scores that are not finite or all equal, or without a member or a non-member.
+    """
+    scores, members, kept = check_scores(scores, members, counted)
+    probability(alpha, "alpha")
+    inside, outside = members & kept, ~members & kept
+    n, m = int(inside.sum()), int(outside.sum())
+    placed = np.zeros(scores.shape)
+    ranks = stats.rankdata(scores[kept])
+    own = members[kept]
+    ranks_in, ranks_out = stats.rankdata(scores[inside]), stats.rankdata(scores[outside])
+    placed[inside] = (ranks[own] - ranks_in) / m
+    placed[outside] = 1 - (ranks[~own] - ranks_out) / n
+    value = float(placed[inside].mean())
+    moved = np.where(inside, (placed - value) / n, 0.0) + np.where(outside, (placed - value) / m, 0.0)
+    variance, clusters = _variance(moved, kept, min(n, m))
+    return logit_limits(value, variance, clusters, alpha)
+
+
+def logit_limits(value: float, variance: float, independent: int, alpha: float) -> Estimate:
+    """Limits of a share in [0, 1] from its variance; at 0 or 1, those of so many independent cases that all fell alike."""
+    if variance <= 0 or value in (0.0, 1.0):
+        least = float(stats.beta.ppf(alpha / 2, independent, 1))
+        return Estimate(value, least if value > 0.5 else 0.0, 1.0 if value >= 0.5 else 1 - least)
+    reach = stats.t.ppf(1 - alpha / 2, max(1, independent - 1)) * math.sqrt(variance) / (value * (1 - value))
+    low, high = special.expit(special.logit(value) + np.array([-reach, reach]))
+    return Estimate(value, float(low), float(high))
+
+
+def tpr_at(scores, members, fpr: float, *, alpha: float = 0.05, counted=None) -> Operating:
+    """The true-positive rate at the largest threshold whose false-positive rate is at most `fpr`, with limits.
+
+    The limits hold for the law that the scores come from, not for the threshold that happened: a higher threshold whose true
+    false-positive rate is at most `fpr` bounds it from below, a lower one from above, each of the four binomial statements
+    taking alpha / 4 (Clopper and Pearson; in `[M, N]` with the effective counts of Korn and Graubard 1998). Without enough
+    non-members, 0 and 1. `tpr` is None below 1 / fpr non-members. Raises BadInput as `auc`, and for fpr outside (0, 1).
+    """
+    scores, members, kept = check_scores(scores, members, counted)
+    require(0 < fpr < 1, f"a false-positive rate lies strictly between 0 and 1, got {fpr}")
+    each = probability(alpha, "alpha") / 4
+    inside, outside = members & kept, ~members & kept
+    descending = -np.sort(-scores[outside])
+    m = len(descending)
+    allowed = math.floor(fpr * m + 1e-9)
+    threshold = descending[allowed]
+    hits = scores > threshold
+    value = float(hits[inside].mean())
+    n_in, n_out = _effective(hits, inside), _effective(hits, outside)
+    counts = np.arange(m + 1) / m
+    most = np.append(stats.beta.ppf(1 - each, counts[:-1] * n_out + 1, (1 - counts[:-1]) * n_out), 1.0)
+    least = np.append(0.0, stats.beta.ppf(each, counts[1:] * n_out, (1 - counts[1:]) * n_out + 1))
+    low, high = 0.0, 1.0
+    if (most <= fpr).any():
+        strict = descending[np.flatnonzero(most <= fpr)[-1]]  # so many non-members, at most, lie above it
+        rate = float((scores[inside] > strict).mean())
+        low = float(stats.beta.ppf(each, rate * n_in, (1 - rate) * n_in + 1)) if rate > 0 else 0.0
+    if (least >= fpr).any():
+        lax = descending[np.flatnonzero(least >= fpr)[0] - 1]
+        rate = float((scores[inside] >= lax).mean())
+        high = float(stats.beta.ppf(1 - each, rate * n_in + 1, (1 - rate) * n_in)) if rate < 1 else 1.0
+    needed = math.ceil(1 / fpr)
+    return Operating(fpr, value if m >= needed else None, low, high, m, needed)
+
+
+def check_scores(scores, members, counted=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, members and counted as arrays of one shape; BadInput for what cannot be a membership attack's result."""
+    scores, members = np.asarray(scores, np.float64), np.asarray(members)
+    require(scores.ndim in (1, 2), f"scores must be [n], or [M, N] of models and examples; got {scores.shape}")
+    kept = np.ones(scores.shape, bool) if counted is None else np.asarray(counted)
+    for name, mask in (("members", members), ("counted", kept)):
+        require(mask.shape == scores.shape, f"scores {scores.shape} and {name} {mask.shape} must have one shape")
+        require(mask.dtype == bool, f"{name} must be boolean, got {mask.dtype}")
+    require(np.isfinite(scores[kept]).all(), "scores must be finite")
+    require((members & kept).any() and (~members & kept).any(), "need the score of at least one member and one non-member")
+    first = scores[kept][0]
+    require((scores[kept] != first).any(), f"all scores are {first:g}: constant scores tell nobody apart")
+    return scores, members, kept
+
+
+def _variance(moved: np.ndarray, kept: np.ndarray, independent: int) -> tuple[float, int]:
+    """Of the sum of all influences, and how many independent units of the rarer kind stand behind it."""
+    cells = float((moved**2).sum()) * independent / max(1, independent - 1)
+    if moved.ndim == 1 or 1 in moved.shape:
+        return cells, independent
+    total, units = -float((moved**2).sum()), []
+    for axis in (0, 1):
+        groups = int(kept.any(axis=axis).sum())
+        total += float((moved.sum(axis=axis) ** 2).sum()) * groups / max(1, groups - 1)
+        units.append(groups)
+    return max(total, cells), min(*units, independent)
+
+
+def _effective(hits: np.ndarray, among: np.ndarray) -> float:
+    """How many independent trials the cells `among` are worth for the share of hits; at most their number."""
+    count, rate = int(among.sum()), float(hits[among].mean())
+    if among.ndim == 1 or 1 in among.shape:
+        return float(count)
+    if rate in (0.0, 1.0):
+        return float(min(count, *(int(among.any(axis=axis).sum()) for axis in (0, 1))))
+    variance, _ = _variance(np.where(among, hits - rate, 0.0) / count, among, count)
+    return float(min(count, rate * (1 - rate) / variance))
