@@ -123,7 +123,7 @@ def _best(one: np.ndarray, other: np.ndarray, values: np.ndarray, above: np.ndar
 
 
 def _table(n: int, m: int, first_claimed: bool, delta: float) -> np.ndarray:
-    """Epsilon of a rule by how many of either sample it claims, [n + 1, m + 1]; 0 where one kind of error alone never happened."""
+    """Epsilon of a rule by how many of either sample it claims, [n + 1, m + 1]; 0 where one error rate alone is 0."""
     rates = np.meshgrid(np.arange(n + 1) / n, np.arange(m + 1) / m, indexing="ij")
     tpr, fpr = rates if first_claimed else rates[::-1]
     return np.where((fpr == 0) != (tpr == 1), 0.0, bounds.rates_epsilon(tpr, fpr, delta))

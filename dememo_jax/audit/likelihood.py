@@ -33,8 +33,8 @@ def lira(scores, members, *, targets=None, outside=None, form: str = "online", v
     targets: scores [T, N(, Q)] of models to attack; without, each row in turn by all the others.
     outside: which cells count as not trained on, by default all that are not members; cells in neither are not used.
     variance: "example", each example's own; "shared", the mean of those over all examples (for few models); "auto" shares
-        below 64 models of either side. (The published code shares the variance of all scores together, differences between examples
-        included, and takes medians for means.)
+        below 64 models of either side. (The published code shares the variance of all scores together, differences between
+        examples included, and takes medians for means.)
     Raises BadInput for shapes that do not fit, scores that are not finite or all equal, and names the first example that has
     fewer than two models on either side (three, where its models are attacked in turn).
     """

@@ -69,10 +69,12 @@ def distinguish(inside, outside, *, delta: float = 1e-5, alpha: float = 0.05) ->
     (tpr_low, tpr_high), (fpr_low, fpr_high) = (clopper_pearson(k, size, 2 * each) for k, size in zip(judged, (n, m)))
     # Each rate spends alpha / 2 on the end that matters; a two-sided limit at twice that has the same end.
     mu = max(0.0, float(stats.norm.ppf(tpr_low) - stats.norm.ppf(fpr_high)))
-    point, low, high = (float(rates_epsilon(*rates, delta)) for rates in ((tpr, fpr), (tpr_low, fpr_high), (tpr_high, fpr_low)))
+    point, low, high = (
+        float(rates_epsilon(one, other, delta)) for one, other in ((tpr, fpr), (tpr_low, fpr_high), (tpr_high, fpr_low))
+    )
     return Distinguished(
         tpr=tpr, fpr=fpr, epsilon=point if math.isfinite(point) else None, epsilon_low=low,
-        epsilon_high=high if math.isfinite(high) else None, mu_low=mu, epsilon_low_gdp=gdp_epsilon(mu, delta) if mu > 0 else 0.0,
+        epsilon_high=high if math.isfinite(high) else None, mu_low=mu, epsilon_low_gdp=gdp_epsilon(mu, delta),
         delta=delta, confidence=1 - alpha, samples=(n, m),
     )  # fmt: skip
 
@@ -84,7 +86,7 @@ def _rule(inside: np.ndarray, outside: np.ndarray, delta: float) -> tuple[float,
     best, rule = -1.0, (float(cuts[0]), 1.0)
     for sign in (1.0, -1.0):
         rates = [((sign * part > sign * cuts[:, None]).sum(axis=1) + 0.5) / (len(part) + 1) for part in (inside, outside)]
-        shown = np.where(rates[0] > rates[1], rates_epsilon(*rates, delta), 0.0)
+        shown = np.where(rates[0] > rates[1], rates_epsilon(rates[0], rates[1], delta), 0.0)
         if shown.max() > best:
             best, rule = float(shown.max()), (float(cuts[int(shown.argmax())]), sign)
     return rule

@@ -47,8 +47,8 @@ def roc(scores, members) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat, inside = flat[order], inside[order]
     last = np.append(np.flatnonzero(np.diff(flat)), len(flat) - 1)  # of each run of equal scores
     hits, alarms = np.cumsum(inside)[last], np.cumsum(~inside)[last]
-    rates = (np.append(0.0, counts / counts[-1]) for counts in (alarms, hits))
-    return (*rates, np.append(np.inf, flat[last]))
+    false, true = (np.append(0.0, counts / counts[-1]) for counts in (alarms, hits))
+    return false, true, np.append(np.inf, flat[last])
 
 
 def auc(scores, members, *, alpha: float = 0.05, counted=None) -> Estimate:

@@ -27,7 +27,8 @@ def permutation_test(
 ) -> Permutation:
     """Whether `statistic(one, other)`, large for different laws, is larger than chance has it.
 
-    Rows `[n, ...]` and `[m, ...]` are relabelled at random. The p-value `(1 + number of relabellings that reach it) / (1 + draws)` is exact. Raises BadInput for no draws.
+    Rows `[n, ...]` and `[m, ...]` are relabelled at random. The p-value `(1 + number that reach it) / (1 + draws)` is
+    exact. Raises BadInput for no draws.
     """
     require(draws >= 1, f"a permutation test needs at least one draw, got {draws}")
     one, other = np.asarray(one), np.asarray(other)
