@@ -102,12 +102,18 @@ class WithinState(NamedTuple):
     radius: Array
 
 
-def within(method: Method, project: Callable[[Params, Params, Array], Params] = tree.project_ball) -> Method:
+def within(
+    method: Method,
+    project: Callable[[Params, Params, Array], Params] = tree.project_ball,
+    *,
+    only: str | None = None,
+) -> Method:
     """`method`, projected after every step onto the ball (or sphere) of weights around an anchor.
 
     The state of `method` must have `weights`. `init(inner_state, radius)` anchors at the weights as they are then.
     The radius is part of the state, so that one program serves a sweep of radii. Adds the distance to the info.
-    Momentum is left as the inner optimiser keeps it.
+    Momentum is left as the inner optimiser keeps it. only: a regular expression; the leaves whose names it does not
+    match stay at the anchor, whatever the optimiser wants. BadInput when none matches.
     """
 
     def init(inner: Any, radius: float | Array) -> WithinState:
@@ -115,7 +121,12 @@ def within(method: Method, project: Callable[[Params, Params, Array], Params] = 
 
     def step(key: Key, state: WithinState, data: Dataset):
         inner, info = method.step(key, state.inner, data)
-        params = project(inner.weights.params, state.anchor, state.radius)
+        params = inner.weights.params
+        if only is not None:
+            leaves, treedef = jax.tree.flatten(params)
+            trio = zip(tree.matching(params, only), leaves, jax.tree.leaves(state.anchor))
+            params = jax.tree.unflatten(treedef, [leaf if free else fixed for free, leaf, fixed in trio])
+        params = project(params, state.anchor, state.radius)
         inner = inner._replace(weights=inner.weights._replace(params=params))
         return state._replace(inner=inner), {**info, "distance": tree.distance(params, state.anchor)}
 

@@ -92,6 +92,16 @@ def names(tree: Params) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def matching(tree: Params, only: str | None) -> list[bool]:
+    """For every leaf in tree order whether its name matches the regular expression `only`; all do without one.
+
+    Raises BadInput when none does.
+    """
+    found = [only is None or re.search(only, name) is not None for name in names(tree)]
+    require(any(found), f"no leaf matches {only!r}; the leaves are {', '.join(names(tree))}")
+    return found
+
+
 def scales(tree: Params, sigma: float, *, only: str | None = None, relative: bool = False) -> Params:
     """A noise scale for every leaf: `sigma` where the leaf's name matches the regular expression `only`, else 0.
 
@@ -99,8 +109,7 @@ def scales(tree: Params, sigma: float, *, only: str | None = None, relative: boo
     Raises BadInput when no leaf matches, or when a matched leaf is all zero and has no scale of its own.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    found = [only is None or re.search(only, name) is not None for name in names(tree)]
-    require(any(found), f"no leaf matches {only!r}; the leaves are {', '.join(names(tree))}")
+    found = matching(tree, only)
     rms = [float(np.sqrt(np.mean(np.square(np.asarray(leaf, np.float64))))) if relative else 1.0 for leaf in leaves]
     zero = [name for name, wanted, size_ in zip(names(tree), found, rms) if wanted and size_ == 0]
     require(not zero, f"relative noise needs leaves that are not all zero; leave out {', '.join(zero)}")

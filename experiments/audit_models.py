@@ -97,7 +97,7 @@ def halves(name: str, case: Case, data, test, key) -> None:
     _, add, done = kept(f"{name}-halves", (case.halves, len(shown.y), 2))
     method = learner(case, len(data.y) // 2)
     how = {"passes": case.epochs, "batch": case.batch, "skip": np.flatnonzero(done).tolist()}
-    for group in audit.shadows(keys.named(key, "shadows"), case.model, method, data, masks, **how):
+    for group in audit.train_shadows(keys.named(key, "shadows"), case.model, method, data, masks, **how):
         add(group.rows, audit.score(case.model, group.weights, shown, loss=both, width=len(group.rows)))
         print(f"{name} halves {done.sum()} of {len(done)}", time.strftime("%X"), flush=True)
 
@@ -123,7 +123,7 @@ def worlds(name: str, case: Case, data, test, key) -> None:
         own = keys.named(key, side)
         method = learner(case, int(mask.sum()))
         how = {"passes": case.epochs, "batch": case.batch, "skip": np.flatnonzero(done).tolist()}
-        for group in audit.shadows(own, case.model, method, data, masks, **how):
+        for group in audit.train_shadows(own, case.model, method, data, masks, **how):
             width = len(group.rows)
             for what, (_, add, _) in blocks.items():
                 if what == "certified, retrained":

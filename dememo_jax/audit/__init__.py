@@ -13,8 +13,15 @@ from dememo_jax.audit.distributions import (
     two_sided,
 )
 from dememo_jax.audit.likelihood import lira, population_attack, rmia, rmia_interpolation, u_lira
-from dememo_jax.audit.membership import membership_gap, membership_scores
-from dememo_jax.audit.recovery import Recovery, attack, recover
+from dememo_jax.audit.membership import (
+    called_members,
+    class_thresholds,
+    membership_gap,
+    membership_scores,
+    signals,
+)
+from dememo_jax.audit.recovery import Recovery, absolute_radius, attack, recover, sweep
+from dememo_jax.audit.relearning import RandomSearch, Relearning, Smoothed, random_search, relearn, smoothed
 from dememo_jax.audit.shadows import (
     Group,
     calibrate,
@@ -22,7 +29,7 @@ from dememo_jax.audit.shadows import (
     halves,
     score,
     shadow_scores,
-    shadows,
+    train_shadows,
     then_unlearn,
     usual_width,
 )
@@ -30,11 +37,17 @@ from dememo_jax.audit.shadows import (
 __all__ = [
     "EpsilonHat",
     "Group",
+    "RandomSearch",
     "Recovery",
+    "Relearning",
+    "Smoothed",
     "TwoSided",
     "Verdict",
+    "absolute_radius",
     "attack",
     "calibrate",
+    "called_members",
+    "class_thresholds",
     "compare",
     "descended",
     "epsilon_hat",
@@ -47,13 +60,18 @@ __all__ = [
     "membership_gap",
     "membership_scores",
     "population_attack",
+    "random_search",
     "recover",
+    "relearn",
     "rmia",
     "rmia_interpolation",
     "score",
     "shadow_scores",
-    "shadows",
+    "signals",
+    "smoothed",
+    "sweep",
     "then_unlearn",
+    "train_shadows",
     "two_sided",
     "u_lira",
     "usual_width",

@@ -1,11 +1,11 @@
-"""Membership inference on the outputs of one model."""
+"""Membership inference on the outputs of one model: the SoK's three attacks; signals and thresholds that have a ROC."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
 
-from dememo_jax import losses
+from dememo_jax import bounds, losses
 from dememo_jax.errors import require
 
 
@@ -40,12 +40,70 @@ def membership_gap(scores: dict[str, float], retrained: dict[str, float]) -> dic
     return {name: value - retrained[name] for name, value in scores.items()}
 
 
+# --- one model, per example ----------------------------------------------------------------------------------------
+
+
+def signals(logits, labels) -> dict[str, np.ndarray]:
+    """What a single model's outputs say of each example, name -> [B], larger for members; scores for `bounds.auc`.
+
+    `correctness` 1[argmax p = y]; `confidence` log p_y, which ranks as the (negative) loss does, Yeom et al. 2018;
+    `entropy` and `modified entropy` of p, negated: Song and Mittal 2021. Raises BadInput for logits that are not finite.
+    """
+    logits, labels = _outputs(logits, labels)
+    features = {
+        "correctness": losses.correct(logits, labels),
+        "confidence": -losses.cross_entropy(logits, labels),
+        "entropy": -losses.entropy(logits),
+        "modified entropy": -losses.modified_entropy(logits, labels),
+    }
+    return {name: np.asarray(values, np.float64) for name, values in features.items()}
+
+
+def class_thresholds(member, nonmember, classes: int) -> dict[str, np.ndarray]:
+    """For each of the `signals` and each class the threshold that tells known members from non-members best, [K].
+
+    Song and Mittal 2021: it maximises (true-positive + true-negative rate) / 2 among the examples of the class. A class that
+    lacks examples of either kind, or whose signals are all equal, gets the threshold of all classes together. member and
+    nonmember are (logits, labels) of known examples, none of which should be among those that are judged.
+    """
+    known = [(signals(*part), np.asarray(part[1])) for part in (member, nonmember)]
+    found = {}
+    for name in known[0][0]:
+        sides = [(values[name], labels) for values, labels in known]
+        usual = _threshold(*(values for values, _ in sides))
+        each = [_threshold(*(values[labels == k] for values, labels in sides)) for k in range(classes)]
+        found[name] = np.array([usual if one is None else one for one in each], np.float64)
+        require(np.isfinite(found[name]).all(), f"{name} is the same for all known examples: there is nothing to fit")
+    return found
+
+
+def called_members(thresholds: dict[str, np.ndarray], target) -> dict[str, np.ndarray]:
+    """Which examples of target = (logits, labels) each attack of `class_thresholds` calls members, name -> bool [B]."""
+    labels = np.asarray(target[1])
+    return {name: values >= thresholds[name][labels] for name, values in signals(*target).items()}
+
+
+def _threshold(member: np.ndarray, nonmember: np.ndarray) -> float | None:
+    both = np.concatenate([member, nonmember])
+    if not (len(member) and len(nonmember)) or np.ptp(both) == 0:
+        return None
+    false, true, at = bounds.roc(both, np.repeat([True, False], [len(member), len(nonmember)]))
+    best = int((true - false).argmax())
+    return float(at[best]) if np.isfinite(at[best]) else float(both.max()) + 1.0  # nobody: above all that was seen
+
+
+def _outputs(logits, labels) -> tuple[jnp.ndarray, jnp.ndarray]:
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    require(len(logits) == len(labels), f"need one label a row of logits, got {len(logits)} rows and {len(labels)} labels")
+    require(np.isfinite(logits).all(), "the logits to audit must be finite")
+    return jnp.asarray(logits), jnp.asarray(labels)
+
+
 def _features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Feature name -> [B, features], from logits [B, K] and labels [B]."""
-    require(np.isfinite(logits).all(), "the logits to audit must be finite")
-    outputs = jnp.asarray(logits)
+    outputs, answers = _outputs(logits, labels)
     features = {
-        "correctness": losses.correct(outputs, jnp.asarray(labels))[:, None],
+        "correctness": losses.correct(outputs, answers)[:, None],
         "probability": jax.nn.softmax(outputs),
         "entropy": losses.entropy(outputs)[:, None],
     }

@@ -1,43 +1,60 @@
 """How much comes back: the recovery attack in a ball of weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dememo_jax import data as sets
 from dememo_jax import evaluate, keys, loop, models, projected, train, tree
-from dememo_jax.errors import require
-from dememo_jax.types import Array, Dataset, Key, Method, Model, Weights
+from dememo_jax.audit.lanes import each
+from dememo_jax.errors import NonFinite, require
+from dememo_jax.types import Array, Dataset, Key, Method, Model, Params, Weights
 
 
 @dataclass(frozen=True)
 class Recovery:
     """What an attack with a given radius brought back. Entry 0 of each curve is the model before the attack."""
 
-    radius: float
+    radius: float  # l2 length over the params that may move
     shape: str  # "ball" or "sphere"
     statistics: str  # batch-norm statistics while attacking: "frozen" or "fit"
     hints: int  # how many examples the attacker had
     accuracy: tuple[float, ...]  # on the evaluation set, after every epoch
     distance: tuple[float, ...]  # l2 distance of the weights from where they started, after every epoch
+    relative: float | None = None  # the radius as a share of the length of those params, where it was given so
+    only: str | None = None  # the regular expression of the params that may move; None: all
 
 
 @functools.lru_cache(maxsize=32)
-def attack(model: Model, tx: optax.GradientTransformation, *, shape: str = "ball", statistics: str = "frozen") -> Method:
+def attack(
+    model: Model, tx: optax.GradientTransformation, *, shape: str = "ball", statistics: str = "frozen", only: str | None = None
+) -> Method:
     """Descent on hint data, projected after every step onto the l2 ball (or sphere) around the attacked weights.
 
-    init(weights, radius); one radius in the state serves a sweep in one compiled program. The ball spans all params.
-    The published code rescales onto the sphere and lets batch-norm statistics run: `shape="sphere",
-    statistics="fit"`. The same arguments give the same Method, so that a sweep compiles once.
+    init(weights, radius); one radius in the state serves a sweep in one compiled program. The ball spans all params, or
+    those whose names match the regular expression `only`, and the others stay. The published code rescales onto the sphere
+    and lets batch-norm statistics run: `shape="sphere", statistics="fit"`. The same arguments give the same Method, so that a
+    sweep compiles once.
     """
     require(shape in ("ball", "sphere"), f"shape must be 'ball' or 'sphere', got {shape!r}")
     require(statistics in ("frozen", "fit"), f"statistics must be 'frozen' or 'fit', got {statistics!r}")
     project = tree.project_ball if shape == "ball" else tree.project_sphere
-    held = projected.within(train.sgd(model, tx, mode=statistics), project)
+    held = projected.within(train.sgd(model, tx, mode=statistics), project, only=only)
     return Method(lambda weights, radius: held.init(train.start(tx, weights), radius), held.step)
+
+
+def absolute_radius(params: Params, share: float, only: str | None = None) -> float:
+    """`share` of the l2 length of the params (of those that `only` matches). BadInput when that is 0."""
+    leaves = [leaf for leaf, free in zip(jax.tree.leaves(params), tree.matching(params, only)) if free]
+    length = float(tree.norm(leaves))
+    require(share > 0, f"the radius must be positive, got {share} of the weights' length")
+    require(length > 0, "the weights are all zero: a radius relative to their length would be 0; give an absolute one")
+    return share * length
 
 
 def recover(
@@ -54,37 +71,120 @@ def recover(
     tx: optax.GradientTransformation | None = None,
     shape: str = "ball",
     statistics: str = "frozen",
+    relative: bool = False,
+    only: str | None = None,
     after: Callable[[int, float], None] | None = None,
 ) -> Recovery:
     """Attack `weights` with the examples of `data` where `hints` [N], and follow the accuracy on `evaluation`.
 
     Defaults are the SoK's Table 7 for CIFAR-10: 60 epochs of SGD 0.01, momentum 0.9, weight decay 5e-4; the gradient
-    is clipped at norm 5 as in the published code. The radius is an absolute l2 length over all params. Evaluation data
-    are never attacked with unless they are passed as hints. `after(epoch, accuracy)` reports progress.
-    Raises BadInput for a radius that is not positive or no hints.
+    is clipped at norm 5 as in the published code. The radius is an absolute l2 length over all params, or over those
+    that `only` matches, or with `relative` a share of their length. Evaluation data are never attacked with unless they
+    are passed as `data`; the published code does so by default. `after(epoch, accuracy)` reports progress.
+    Raises BadInput for a radius that is not positive or no hints, NonFinite when the attack's loss is no number.
     """
-    require(radius > 0, f"the radius must be positive, got {radius}")
-    held = jnp.ones(len(data.y), bool) if hints is None else jnp.asarray(hints, bool)
-    require(held.any(), "the recovery attack needs at least one hint example")
-    method = attack(model, default_tx() if tx is None else tx, shape=shape, statistics=statistics)
 
-    def measure(current: Weights) -> float:
-        return float(evaluate.accuracy(*models.freeze(model, current), evaluation))
-
-    accuracy, distance = [measure(weights)], [0.0]
-
-    def record(done, state, info):
-        accuracy.append(measure(state.inner.weights))
-        distance.append(float(info["distance"][-1]))
+    def told(epoch: int, accuracy: np.ndarray) -> None:
         if after is not None:
-            after(len(accuracy) - 1, accuracy[-1])
+            after(epoch, float(accuracy[0]))
 
-    each = sets.steps(int(held.sum()), batch, 1)
-    start = method.init(weights, radius)
-    loop.run(
-        method, keys.named(key, "recovery"), start, data, steps=each * epochs, every=each, after=record, batch=batch, mask=held
-    )
-    return Recovery(radius, shape, statistics, int(held.sum()), tuple(accuracy), tuple(distance))
+    found, _ = sweep(
+        model, [weights], data, evaluation, key, radii=[radius], hints=hints, epochs=epochs, batch=batch, tx=tx, shape=shape,
+        statistics=statistics, relative=relative, only=only, after=told,
+    )  # fmt: skip
+    return found[0][0]
+
+
+def sweep(
+    model: Model,
+    attacked: Sequence[Weights],
+    data: Dataset,
+    evaluation: Dataset,
+    key: Key,
+    *,
+    radii: Sequence[float],
+    hints: Array | None = None,
+    epochs: int = 60,
+    batch: int = 128,
+    tx: optax.GradientTransformation | None = None,
+    shape: str = "ball",
+    statistics: str = "frozen",
+    relative: bool = False,
+    only: str | None = None,
+    width: int | None = None,
+    over: jax.sharding.Mesh | None = None,
+    after: Callable[[int, np.ndarray], None] | None = None,
+) -> tuple[list[list[Recovery]], list[list[Weights]]]:
+    """Several models at several radii in one program: `recover` of each, and the weights where each attack ended.
+
+    Both results are [models][radii]. All attacks see the same batches. width: how many go into one vmap; by default all
+    of them, except for convolutions on CPU, which are faster one after another. `after(epoch, accuracies [models * radii])`
+    reports progress. Other arguments, and what is refused, as `recover`.
+    """
+    held = _checked(attacked, radii, data, hints, epochs, batch)
+    method = attack(model, default_tx() if tx is None else tx, shape=shape, statistics=statistics, only=only)
+    lanes = [(weights, radius) for weights in attacked for radius in radii]
+    lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
+    starts = [method.init(weights, length) for (weights, _), length in zip(lanes, lengths)]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    width = _width(attacked[0].params, len(lanes)) if width is None else width
+    run = functools.partial(each, width=width, over=over)
+    count = int(held.sum())
+    how = {"method": method, "model": model, "batch": batch, "per_pass": sets.steps(count, batch, 1)}
+    right = run(functools.partial(_right, model=model), evaluation, state.inner.weights)
+    accuracy, distance = [np.asarray(right) / len(evaluation.y)], [np.zeros(len(lanes))]
+    for epoch in range(epochs):
+        shared = (keys.named(key, "recovery"), data, held, evaluation, epoch)
+        state, right, gone, loss = run(functools.partial(_epoch, **how), shared, state)
+        if not np.isfinite(loss).all():
+            worst = int(np.argmax(~np.isfinite(loss)))
+            what = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
+            raise NonFinite(f"the loss of the attack on {what} became {loss[worst]} in epoch {epoch}; lower the learning rate")
+        accuracy.append(np.asarray(right) / len(evaluation.y))
+        distance.append(np.asarray(gone))
+        if after is not None:
+            after(epoch + 1, accuracy[-1])
+    curves = zip(lanes, lengths, np.transpose(accuracy).tolist(), np.transpose(distance).tolist())
+    found = [
+        Recovery(length, shape, statistics, count, tuple(a), tuple(d), radius if relative else None, only)
+        for (_, radius), length, a, d in curves
+    ]
+    ends = [jax.tree.map(lambda leaf, i=i: leaf[i], state.inner.weights) for i in range(len(lanes))]
+    at = range(0, len(lanes), len(radii))
+    return [found[i : i + len(radii)] for i in at], [ends[i : i + len(radii)] for i in at]
+
+
+def _checked(attacked, radii, data: Dataset, hints, epochs: int, batch: int) -> Array:
+    """The hints as a mask, or BadInput for what cannot be attacked."""
+    for radius in radii:
+        require(0 < radius < float("inf"), f"the radius must be positive and finite, got {radius}")
+    require(len(radii) and len(attacked), "a recovery attack needs at least one model and one radius")
+    require(epochs >= 1 and batch >= 1, f"need at least one epoch and one example a batch, got {epochs} and {batch}")
+    return hint_mask(hints, len(data.y))
+
+
+def hint_mask(hints, count: int) -> Array:
+    """Which examples an attacker holds, bool [N], all of them for None; BadInput when there are none."""
+    held = jnp.ones(count, bool) if hints is None else jnp.asarray(hints, bool)
+    require(held.shape == (count,), f"hints must be a mask [{count}], got {held.shape}")
+    require(held.any(), "the attack needs at least one hint example")
+    return held
+
+
+def _epoch(shared, state, *, method, model, batch, per_pass):
+    key, data, hints, evaluation, epoch = shared
+    state, info = loop.passes(method, key, state, data, passes=1, batch=batch, per_pass=per_pass, start=epoch, mask=hints)
+    return state, _right(evaluation, state.inner.weights, model=model), info["distance"][-1, -1], info["loss"].mean()
+
+
+def _right(evaluation, weights, *, model):
+    # A count, since whole numbers do not depend on how a program is compiled; their share is taken on the host.
+    return evaluate.correct(*models.freeze(model, weights), evaluation).sum()
+
+
+def _width(params: Params, lanes: int) -> int:
+    convolutional = any(leaf.ndim > 2 for leaf in jax.tree.leaves(params))
+    return 1 if convolutional and jax.default_backend() == "cpu" else lanes
 
 
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:

@@ -22,6 +22,7 @@ import numpy as np
 from dememo_jax import data as sets
 from dememo_jax import evaluate, keys, loop, losses, models, montecarlo
 from dememo_jax import mesh as meshes
+from dememo_jax.audit.lanes import each, lowered
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
 
@@ -58,7 +59,7 @@ def halves(key: Key, models: int, count: int) -> np.ndarray:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-def shadows(
+def train_shadows(
     key: Key,
     model: Model,
     method: Method,
@@ -139,35 +140,6 @@ def _learn(shared, lane, *, method, passes, batch, per_pass):
     how = {"passes": passes, "batch": batch, "per_pass": per_pass, "mask": mask}
     state, info = loop.passes(method, keys.named(own, "train"), state, data, **how)
     return state, info["loss"].mean(axis=1)
-
-
-def each(fn: Any, shared: Any, lanes: Any, *, width: int, over: jax.sharding.Mesh | None = None, gather: bool = True) -> Any:
-    """`fn(shared, lane)` for every lane (leading axis), `width` in one vmap on a device; results stacked in the same order.
-
-    fn: a function, or a `functools.partial` of one with hashable keywords; equal ones share compiled programs. The number of
-    lanes must be a multiple of the number of devices.
-    """
-    return _each(*_placed(fn, shared, lanes, over), width=width, over=over, gather=gather)
-
-
-def lowered(fn: Any, shared: Any, lanes: Any, *, width: int, over: jax.sharding.Mesh | None = None, gather: bool = True) -> Any:
-    """The program of `each`, not yet compiled."""
-    return _each.lower(*_placed(fn, shared, lanes, over), width=width, over=over, gather=gather)
-
-
-def _placed(fn, shared, lanes, over) -> tuple:
-    bare, how = (fn.func, tuple(sorted(fn.keywords.items()))) if isinstance(fn, partial) else (fn, ())
-    if over is not None:
-        shared, lanes = meshes.copied(shared, over), jax.tree.map(lambda leaf: meshes.cut(np.asarray(leaf), over), lanes)
-    return bare, how, shared, lanes
-
-
-@partial(jax.jit, static_argnums=(0, 1), static_argnames=("width", "over", "gather"))
-def _each(fn, how, shared, lanes, *, width, over, gather):
-    def rows(shared, lanes):
-        return jax.lax.map(partial(fn, shared, **dict(how)), lanes, batch_size=None if width == 1 else width)
-
-    return rows(shared, lanes) if over is None else meshes.spread(rows, over, gather=gather)(shared, lanes)
 
 
 def usual_width(
@@ -305,7 +277,7 @@ def shadow_scores(
     key: Key, model: Model, method: Method, data: Dataset, masks: Any, evaluation: Dataset | None = None, *,
     loss: Loss = losses.margin, width: int | None = None, after: Advance | None = None, **how: Any,
 ) -> np.ndarray:  # fmt: skip
-    """Scores [M, N'] of shadow models (`shadows`, whose other arguments are `how`) on `evaluation`, by default the data itself.
+    """Scores [M, N'] of shadow models (`train_shadows`, whose other arguments are `how`) on `evaluation`, by default the data itself.
 
     `after(done, of)` is told when a group ends.
     """
@@ -316,7 +288,7 @@ def shadow_scores(
         width = usual_width(key, model, method, data, masks, batch=how["batch"], over=over)
     found = np.full((len(masks), len(evaluation.y)), np.nan, np.float32)
     done = 0
-    for group in shadows(key, model, method, data, masks, width=width, **how):
+    for group in train_shadows(key, model, method, data, masks, width=width, **how):
         found[group.rows] = score(model, group.weights, evaluation, loss=loss, width=width, over=over)
         done += len(group.rows)
         if after is not None:

@@ -11,7 +11,7 @@ from dememo_jax.bounds.accounting import (
     noisy_iteration_mu,
     published_sigma,
 )
-from dememo_jax.bounds.distinguish import Distinguished, distinguish, rates_epsilon
+from dememo_jax.bounds.distinguishing import Distinguished, distinguish, rates_epsilon
 from dememo_jax.bounds.langevin import (
     langevin_account,
     langevin_epsilon,
@@ -32,7 +32,7 @@ from dememo_jax.bounds.quantiles import (
     shifted_tail,
 )
 from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
-from dememo_jax.bounds.roc import Estimate, Operating, auc, check_scores, roc, tpr_at
+from dememo_jax.bounds.ranking import Estimate, Operating, auc, check_scores, roc, tpr_at
 from dememo_jax.bounds.samples import (
     Permutation,
     Relative,

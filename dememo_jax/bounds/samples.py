@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from dememo_jax.bounds.quantiles import probability
-from dememo_jax.bounds.roc import Estimate, logit_limits
+from dememo_jax.bounds.ranking import Estimate, logit_limits
 from dememo_jax.errors import require
 
 
