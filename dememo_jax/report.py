@@ -38,6 +38,7 @@ class Plot:
     y: str
     series: tuple[tuple[str, tuple[float, ...], tuple[float | None, ...]], ...]  # (label, xs, ys); None leaves a gap
     note: str = ""
+    scale: str = ""  # "roc": both axes logarithmic, down to 0.1 %, with the diagonal of chance
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ def _draw(plot: Plot) -> bytes:
         values = [math.nan if y is None else y for y in ys]
         marker = "." if len(xs) < 12 else None
         axes.plot(xs, values, label=label, color=colours[owner], linestyle=("-", "--", ":", "-.")[line % 4], marker=marker)
+    if plot.scale == "roc":
+        axes.plot([1e-3, 1], [1e-3, 1], color="0.6", linewidth=0.8, zorder=0)
+        axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
     if "accuracy" in plot.y:
         axes.set_ylim(-0.02, 1.02)

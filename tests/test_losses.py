@@ -52,3 +52,24 @@ def test_gradients():
     grad = jax.jit(jax.grad(lambda z: losses.margin(z, LABELS).sum()))(LOGITS)
     others = p * (1 - one_hot)
     np.testing.assert_allclose(grad, one_hot - others / others.sum(axis=-1, keepdims=True), atol=1e-6)
+
+
+def test_modified_entropy():
+    flat = np.zeros((8, 5), np.float32)
+    found = jax.jit(jax.vmap(losses.modified_entropy, in_axes=(0, None)))(np.stack([LOGITS, flat]), LABELS)
+    p = softmax(LOGITS.astype(np.float64), axis=-1)
+    terms = np.where(np.eye(5, dtype=bool)[LABELS], (1 - p) * np.log(p), p * np.log1p(-p))
+    np.testing.assert_allclose(found[0], -terms.sum(axis=-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], -(0.8 * np.log(0.2) + 4 * 0.2 * np.log(0.8)), rtol=1e-6)
+
+
+def test_modified_entropy_of_sure_answers():
+    logits = np.array([[1e4, 0, -1e4]] * 3 + [[-1e4, -1e4, 1e4], [30, 0, 0]] + [[20, 0, 1]] * 3)
+    found = jax.jit(losses.modified_entropy)(logits.astype(np.float32), np.array([0, 1, 2, 2, 0, 0, 1, 2]))
+    # Where it was right, 0; else -log p of the label and -log(1 - p) of the wrong class that it was sure of.
+    np.testing.assert_allclose(found[:5], [0.0, 2e4, 3e4, 0.0, 0.0], rtol=1e-6, atol=1e-10)
+    # A lead of 20, where 1 - p would be 0 in float32.
+    p, others = softmax(logits[5], axis=-1), np.exp(-20.0) * (1 + np.e)
+    log_not = np.array([np.log(others * p[0]), *np.log1p(-p[1:])])
+    terms = np.where(np.eye(3, dtype=bool), np.exp(log_not) * np.log(p), p * log_not)
+    np.testing.assert_allclose(found[5:], -terms.sum(axis=-1), rtol=1e-5, atol=1e-12)

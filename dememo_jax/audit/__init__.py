@@ -12,6 +12,7 @@ from dememo_jax.audit.distributions import (
     klom,
     two_sided,
 )
+from dememo_jax.audit.lanes import usual_lanes
 from dememo_jax.audit.likelihood import lira, population_attack, rmia, rmia_interpolation, u_lira
 from dememo_jax.audit.membership import (
     called_members,
@@ -26,11 +27,12 @@ from dememo_jax.audit.shadows import (
     Group,
     calibrate,
     descended,
+    folds,
     halves,
     score,
     shadow_scores,
-    train_shadows,
     then_unlearn,
+    train_shadows,
     usual_width,
 )
 
@@ -52,6 +54,7 @@ __all__ = [
     "descended",
     "epsilon_hat",
     "epsilon_points",
+    "folds",
     "forgetting_quality",
     "halves",
     "joint_epsilon",
@@ -74,5 +77,6 @@ __all__ = [
     "train_shadows",
     "two_sided",
     "u_lira",
+    "usual_lanes",
     "usual_width",
 ]

@@ -9,6 +9,16 @@ import numpy as np
 from dememo_jax import mesh as meshes
 
 
+def usual_lanes(params: Any, lanes: int, *, stacked: bool = False) -> int:
+    """How many networks to put into one vmap: all of them, but convolutions on CPU one by one.
+
+    A vmap over weights makes grouped convolutions, which XLA runs several times slower there. stacked: the leaves already
+    have an axis of networks.
+    """
+    convolutional = any(len(leaf.shape) - stacked > 2 for leaf in jax.tree.leaves(params))
+    return 1 if convolutional and jax.default_backend() == "cpu" else lanes
+
+
 def each(fn: Any, shared: Any, lanes: Any, *, width: int, over: jax.sharding.Mesh | None = None, gather: bool = True) -> Any:
     """`fn(shared, lane)` for every lane (leading axis), `width` in one vmap on a device; results stacked in the same order.
 

@@ -11,7 +11,7 @@ import optax
 
 from dememo_jax import data as sets
 from dememo_jax import evaluate, keys, loop, models, projected, train, tree
-from dememo_jax.audit.lanes import each
+from dememo_jax.audit.lanes import each, usual_lanes
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Method, Model, Params, Weights
 
@@ -127,7 +127,7 @@ def sweep(
     lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
     starts = [method.init(weights, length) for (weights, _), length in zip(lanes, lengths)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    width = _width(attacked[0].params, len(lanes)) if width is None else width
+    width = usual_lanes(attacked[0].params, len(lanes)) if width is None else width
     run = functools.partial(each, width=width, over=over)
     count = int(held.sum())
     how = {"method": method, "model": model, "batch": batch, "per_pass": sets.steps(count, batch, 1)}
@@ -180,11 +180,6 @@ def _epoch(shared, state, *, method, model, batch, per_pass):
 def _right(evaluation, weights, *, model):
     # A count, since whole numbers do not depend on how a program is compiled; their share is taken on the host.
     return evaluate.correct(*models.freeze(model, weights), evaluation).sum()
-
-
-def _width(params: Params, lanes: int) -> int:
-    convolutional = any(leaf.ndim > 2 for leaf in jax.tree.leaves(params))
-    return 1 if convolutional and jax.default_backend() == "cpu" else lanes
 
 
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:

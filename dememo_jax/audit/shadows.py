@@ -22,7 +22,7 @@ import numpy as np
 from dememo_jax import data as sets
 from dememo_jax import evaluate, keys, loop, losses, models, montecarlo
 from dememo_jax import mesh as meshes
-from dememo_jax.audit.lanes import each, lowered
+from dememo_jax.audit.lanes import each, lowered, usual_lanes
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
 
@@ -47,12 +47,22 @@ def halves(key: Key, models: int, count: int) -> np.ndarray:
     Raises BadInput for an odd number of models.
     """
     require(models >= 2 and models % 2 == 0, f"halves come in pairs: an even number of models, at least two; got {models}")
-    require(count >= 2, f"two halves need at least two examples, got {count}")
-    masks = np.zeros((models, count), bool)
-    for pair in range(models // 2):
-        order = np.asarray(jax.random.permutation(keys.at(key, pair), count))
-        masks[2 * pair, order[: count // 2]] = True
-        masks[2 * pair + 1] = ~masks[2 * pair]
+    return folds(key, models, count, 2)
+
+
+def folds(key: Key, models: int, count: int, parts: int) -> np.ndarray:
+    """Masks [M, N]: of each `parts` models in a row, every one leaves out another of as many random parts of the examples.
+
+    For shadow models that are to see nearly as much data as the model they stand for. Turn i depends on `(key, i)` only.
+    Raises BadInput for fewer than two parts, more parts than examples, or fewer models than parts.
+    """
+    require(2 <= parts <= count, f"need at least two parts and an example for each, got {parts} parts of {count} examples")
+    require(models >= parts, f"{parts} parts need as many models or more, so that each example is left out; got {models}")
+    masks, edges = np.ones((models, count), bool), np.arange(parts + 1) * count // parts
+    for turn in range(-(-models // parts)):
+        order = np.asarray(jax.random.permutation(keys.at(key, turn), count))
+        for place in range(min(parts, models - turn * parts)):
+            masks[turn * parts + place, order[edges[parts - 1 - place] : edges[parts - place]]] = False
     return masks
 
 
@@ -147,8 +157,7 @@ def usual_width(
 ) -> int:
     """Networks in one vmap when nobody says: one by one for convolutions on CPU, else as many as fit in memory, at most 32."""
     masks = check_masks(masks, len(data.y))
-    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(model.init, key, data.x[:1]).params)]
-    if jax.default_backend() == "cpu" and any(len(shape) > 2 for shape in shapes):
+    if usual_lanes(jax.eval_shape(model.init, key, data.x[:1]).params, 2) == 1:
         return 1
     trial = _Trial(key, method, data, masks, batch, over)
     fitting = (width for width in (*reversed(WIDTHS), 1) if width == 1 or trial.scratch(width) <= montecarlo.scratch())
@@ -277,7 +286,7 @@ def shadow_scores(
     key: Key, model: Model, method: Method, data: Dataset, masks: Any, evaluation: Dataset | None = None, *,
     loss: Loss = losses.margin, width: int | None = None, after: Advance | None = None, **how: Any,
 ) -> np.ndarray:  # fmt: skip
-    """Scores [M, N'] of shadow models (`train_shadows`, whose other arguments are `how`) on `evaluation`, by default the data itself.
+    """Scores [M, N'] of shadow models on `evaluation`, by default the data itself; other arguments as `train_shadows`.
 
     `after(done, of)` is told when a group ends.
     """

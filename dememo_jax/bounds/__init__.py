@@ -31,8 +31,8 @@ from dememo_jax.bounds.quantiles import (
     shifted_level,
     shifted_tail,
 )
-from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
 from dememo_jax.bounds.ranking import Estimate, Operating, auc, check_scores, roc, tpr_at
+from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
 from dememo_jax.bounds.samples import (
     Permutation,
     Relative,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, train, unlearn
+from dememo_jax import keys, loop, train, unlearn
 from dememo_jax.cli import lineage, runs
 from dememo_jax.cli.forgetting import Job, chunk
 from dememo_jax.errors import require
@@ -64,9 +64,7 @@ def run(
     weights = unlearn.released(base.model, state.weights, base.seen, job.mask)
     history = [record(weights)]
     if job.epochs:
-        total = sets.steps(job.counts[1], job.batch, job.epochs)
-        freely = train.clipped_sgd(base.trained["lr"], base.trained["momentum"], job.decay, total)
-        tuned, public = job.descend(unlearn.finetune, freely), jax.random.key(config.seed)
+        (tuned, total), public = _freely(job), jax.random.key(config.seed)
         last, after = runs.resumable(
             config.run, Method(tuned.init, tuned.step), public, (public, weights, base.seen, job.mask), base.seen,
             title=f"train on {config.run.name}", steps=total, every=chunk(total, job.epochs), seconds=seconds,
@@ -90,6 +88,29 @@ def run(
         f"{promised['words']} Provided that: {'; '.join(assumptions)}. {NOT_ALL}",
     )
     return weights, history, promised, table
+
+
+def once(job: Job, method: CertifiedMethod, numbers: dict, key: Key) -> Weights:
+    """The same in one go, with a key that is given: for the audit, which does it to many models."""
+    base = job.base
+    state = method.init(key, base.weights, base.seen, job.mask, _centre(job))
+    state, _ = _scan(Method(method.init, method.step), key, state, base.seen, steps=numbers["steps"])
+    weights = unlearn.released(base.model, state.weights, base.seen, job.mask)
+    if job.epochs:
+        tuned, total = _freely(job)
+        state = tuned.init(key, weights, base.seen, job.mask)
+        weights = tuned.finish(_scan(tuned, key, state, base.seen, steps=total)[0])
+    return weights
+
+
+_scan = jax.jit(loop.scan, static_argnames=("method", "steps"))
+
+
+def _freely(job: Job) -> tuple[unlearn.Unlearner, int]:
+    """The free training after the noise, and its steps."""
+    total = sets.steps(job.counts[1], job.batch, job.epochs)
+    rate = train.clipped_sgd(job.base.trained["lr"], job.base.trained["momentum"], job.decay, total)
+    return job.descend(unlearn.finetune, rate), total
 
 
 def forget_key(folder: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from dememo_jax import certify, checkpoint, mesh, models, tree
 from dememo_jax.cli import certificates, console, lineage, runs
 from dememo_jax.cli.certificates import CONTROL, THIS
-from dememo_jax.cli.checks import target_of
 from dememo_jax.cli.configs import Certify, Join
 from dememo_jax.cli.runs import positive
+from dememo_jax.cli.selection import target_of
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
 

@@ -20,6 +20,10 @@ Forget = Literal[
     "l1-sparse", "boundary-shrink", "boundary-expand", "unsir", "cf-k", "eu-k", "ssd", "influence", "noisy", "noisy-clip",
     "output-noise",
 ]  # fmt: skip
+Attack = Literal[
+    "sok", "signals", "thresholds", "lira", "rmia", "u-lira", "klom", "epsilon", "two-sided", "relative", "recovery", "random",
+    "relearn",
+]  # fmt: skip
 Comparator = Literal["same_procedure", "from_centre", "data_independent"]
 Net = Literal["mlp", "cnn", "cnn3", "resnet18"]
 From = Annotated[Path, arg(name="from", metavar="DIR")]
@@ -241,20 +245,31 @@ class Sisa:
 
 @dataclass(frozen=True)
 class Audit:
-    """Attack a model: membership inference, and recovery in l2 balls of weights."""
+    """Attack a model: is it told that it was trained on something, and does that come back?"""
 
     run: Folder
     """Run folder."""
     source: From
     """An unlearn or train run."""
-    reference: Annotated[Path | None, arg(metavar="DIR")] = None
-    """The retrained model (an unlearn run with retrain): membership scores are then shown as the gap to it."""
+    against: Annotated[Path | None, arg(metavar="RUN")] = None
+    """The retrained model (an unlearn run with retrain), attacked the same way: only the gap to it means anything."""
+    attack: tuple[Attack, ...] = ("sok", "signals", "recovery")
+    """On this model alone: sok (the SoK's three), signals (confidence, entropies, with a ROC), thresholds (of each class),
+    recovery, random (points on the ball's sphere), relearn. With shadow models: lira, rmia. With many models of the same
+    recipe, unlearned the same way, and as many retrained: u-lira, klom, epsilon, two-sided, relative."""
     target_class: int | None = None
-    """The class in question; default the class that the run forgot."""
+    """The class in question; default the examples that the run forgot, or all that it was trained on."""
     radii: tuple[float, ...] = (0.4, 0.8)
-    """l2 radii of the recovery attack, over all parameters."""
+    """l2 radii of the recovery attack."""
+    relative: bool = False
+    """Radii as shares of the length of the weights that may move."""
+    only: str | None = None
+    """Attack only the tensors whose names match this regular expression, such as 'Dense'."""
+    hints: Literal["target", "train", "test"] = "target"
+    """What the attacker holds: clean training examples in question, of all classes, or the very test images that are
+    evaluated, as the published code does by default."""
     hint_share: float = 0.1
-    """Share of the class's clean training examples that the attacker holds."""
+    """Share of those training examples that the attacker holds."""
     epochs: int = 60
     batch: int = 128
     lr: float = 0.01
@@ -262,6 +277,18 @@ class Audit:
     """Batch-norm statistics while attacking; fit is what the published code does."""
     shape: Literal["ball", "sphere"] = "ball"
     """sphere is what the published code does."""
+    goal: float = 0.5
+    """relearn: the accuracy to come back to."""
+    draws: int = 1000
+    """random: points. With --certificate: neighbours of each attacked model."""
+    certificate: Annotated[Path | None, arg(metavar="RUN")] = None
+    """A certify run of the same model: each attacked model's neighbours are held against its bound."""
+    shadows: int = 64
+    """Models of each kind that lira, rmia, u-lira, klom, epsilon, two-sided and relative train."""
+    width: int | None = None
+    """Shadow models in one vmap; default by network and device."""
+    alpha: float = 0.05
+    """Chance that a confidence interval misses."""
     seed: int = 2
 
 

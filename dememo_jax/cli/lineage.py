@@ -167,8 +167,10 @@ def _weights(folder: Path, net: Model, base: Source) -> Weights:
 def companion(base: Trained, folder: Path, flag: str) -> Trained:
     """Another model of the same data, for comparison."""
     other = trained(folder)
-    same = len(other.train.y) == len(base.train.y) and bool((other.train.y == base.train.y).all())
-    require(same, f"{flag} {folder} was trained on other data than the model in question")
+    pairs = [(getattr(one, part), getattr(two, part)) for one, two in ((base.train, other.train), (base.test, other.test))
+             for part in ("x", "y")]  # fmt: skip
+    same = all(a is b or np.array_equal(a, b) for a, b in pairs)
+    require(same, f"{flag} {folder} is of other data, or of another split of it, than the model in question")
     return other
 
 

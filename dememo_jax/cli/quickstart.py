@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dememo_jax import certify, report
-from dememo_jax.cli import certificates, certifying, checks, console, protecting, runs, sharding, unlearning, victims
+from dememo_jax.cli import auditing, certificates, certifying, console, protecting, runs, sharding, unlearning, victims
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
 from dememo_jax.report import Plot, Section, Table
@@ -20,7 +20,7 @@ WORK: dict[Any, Any] = {
     **victims.STAGES,
     **unlearning.STAGES,
     **sharding.STAGES,
-    **checks.STAGES,
+    **auditing.STAGES,
     **certifying.STAGES,
 }
 INTRODUCTION = (

@@ -1,6 +1,7 @@
 """Which training examples a command is about: classes, shares and parts of them, or a file of indices."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from dememo_jax import keys
 from dememo_jax.cli import console, lineage
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.errors import BadInput, require
+from dememo_jax.types import Dataset
 
 
 def forget_mask(config: Unlearn, base: lineage.Trained) -> np.ndarray:
@@ -69,3 +71,51 @@ def mask_of(given: np.ndarray, count: int) -> np.ndarray:
     mask = np.zeros(count, bool)
     mask[given] = True
     return mask
+
+
+class Target(NamedTuple):
+    """What an audit is about."""
+
+    name: str
+    mask: np.ndarray  # [N] training examples in question
+    unseen: np.ndarray  # [N'] test images they are held against: of the same classes
+    shown: Dataset  # where what comes back is measured
+    where: str  # in words
+
+
+def audited(base: lineage.Trained, asked: int | None, hints: np.ndarray) -> Target:
+    """The class asked for, or what was forgotten (of it), or the whole training set; hints are never among what is measured."""
+    labels, tested = np.asarray(base.train.y), np.asarray(base.test.y)
+    mask = target_mask(base, asked)
+    classes = np.unique(labels[mask])
+    unseen = np.isin(tested, classes)
+    if asked is not None or len(classes) == 1:
+        part, what = (f"class {classes[0]}", sets.select(base.test, unseen))
+        return Target(part, mask, unseen, what, f"test images of class {classes[0]}")
+    if base.forget is None:
+        return Target("the training set", mask, unseen, base.test, "test images")
+    if all((labels == k).sum() == (mask & (labels == k)).sum() for k in classes):
+        name = f"classes {', '.join(map(str, classes))}"
+        return Target(name, mask, unseen, sets.select(base.test, unseen), f"test images of {name}")
+    rest = mask & ~hints
+    require(rest.any(), "the attacker holds all of the forgotten examples: none is left to measure on; lower --hint-share")
+    return Target("the forgotten examples", mask, unseen, sets.select(base.train, rest), "forgotten images, hints left out")
+
+
+def target_mask(base: lineage.Trained, asked: int | None) -> np.ndarray:
+    """Training examples [N] in question: forgotten ones where there are any, of one class if asked."""
+    labels = np.asarray(base.train.y)
+    mask = np.ones(len(labels), bool) if asked is None else sets.of_classes(labels, [asked])
+    forgotten = mask if base.forget is None else mask & base.forget
+    return forgotten if forgotten.any() else mask
+
+
+def target_of(base: lineage.Trained, asked: int | None) -> int:
+    """The class in question: the one asked for, or the one that the run forgot."""
+    labels = np.asarray(base.train.y)
+    if asked is None:
+        forgotten = np.unique(labels[base.forget]) if base.forget is not None else np.zeros(0, int)
+        require(len(forgotten) == 1, "name the class in question with --target-class: the run did not forget exactly one")
+        return int(forgotten[0])
+    sets.of_classes(labels, [asked])
+    return asked

@@ -50,20 +50,13 @@ def train_victim(config: Train) -> dict:
         config = dataclasses.replace(config, data=data)
         base = lineage.clean(data, config.data_dir)
     perturbation = lineage.narrowed(base, config.protected_classes)
-    against = combine(*(countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasure))
+    against_it(config, base)
     described = runs.describe(config, source_digest=base.digest)
     if done := runs.begin(config.run, described):
         return done
     share = 0.0 if perturbation is None else float(np.mean(perturbation.mask))
-    seen, key = base.train, jax.random.key(config.seed)
-    if config.random_labels:
-        seen = victim.random_labels(keys.named(key, "labels"), seen)
-    if against.prepare is not None:
-        seen, perturbation = against.prepare(keys.named(key, "prepare"), victim.released(seen, perturbation)), None
-    model, steps = lineage.model(config.model, base.classes), sets.steps(len(seen.y), config.batch, config.epochs)
-    transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
-    augment = lineage.augmentation(config.augment)
-    method = victim.learner(model, transform, steps, augment=augment, against=against._replace(prepare=None))
+    seen, perturbation = shown(config, base, perturbation)
+    model, method = lineage.model(config.model, base.classes), learner(config, base, len(seen.y))
     state, history = fit(
         config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
@@ -71,6 +64,30 @@ def train_victim(config: Train) -> dict:
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
     values, section = _learned(config, history, share)
     return runs.finish(config.run, described, values, [section], started)
+
+
+def against_it(config: Train, base: lineage.Source) -> Countermeasure:
+    """What the victim does against protection."""
+    return combine(*(countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasure))
+
+
+def shown(config: Train, base: lineage.Source, perturbation: Perturbation | None) -> tuple[Dataset, Perturbation | None]:
+    """The training set as the victim meets it, and the noise that is still to be joined to it."""
+    seen, key, against = base.train, jax.random.key(config.seed), against_it(config, base)
+    if config.random_labels:
+        seen = victim.random_labels(keys.named(key, "labels"), seen)
+    if against.prepare is None:
+        return seen, perturbation
+    return against.prepare(keys.named(key, "prepare"), victim.released(seen, perturbation)), None
+
+
+def learner(config: Train, base: lineage.Source, examples: int) -> Method:
+    """How the victim trains on so many examples."""
+    steps = sets.steps(examples, config.batch, config.epochs)
+    transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
+    model, augment = lineage.model(config.model, base.classes), lineage.augmentation(config.augment)
+    against = against_it(config, base)._replace(prepare=None)
+    return victim.learner(model, transform, steps, augment=augment, against=against)
 
 
 def _learned(config: Train, history: list[dict], share: float) -> tuple[dict, Section]:
