@@ -79,7 +79,7 @@ def test_help_names_every_command_and_method(capsys):
 
 
 def test_a_run_is_the_input_of_the_next(victim, tmp_path):
-    target = ("--epochs", 2, "--reference", victim / "rt", "--radii", 0.1)
+    target = ("--epochs", 2, "--against", victim / "rt", "--radii", 0.1)
     assert inside("audit", "--run", tmp_path / "audit", "--from", victim / "ft", *target) == 0
     assert result(tmp_path / "audit")["values"]["target_class"] == 0  # the class that the run forgot
     ask = ("--draws", 100, "--target-class", 3, "--side", "lower", "--strategy", "map")
@@ -287,8 +287,8 @@ REFUSED = {
     "parts": ("join V/ft --run N", "expected one of certify"),
     "target": ("certify --run N --from V/victim", "--target-class"),
     "target class": ("audit --run N --from V/ft --target-class 11", "class 11 does not exist"),
-    "reference": ("audit --run N --from V/ft --reference V/ft", "must be a run of `dememo unlearn --method retrain`"),
-    "reference class": ("audit --run N --from V/victim --target-class 2 --reference V/rt", "must have forgotten all of them"),
+    "reference": ("audit --run N --from V/ft --against V/ft", "must be a run of `dememo unlearn --method retrain`"),
+    "reference class": ("audit --run N --from V/victim --target-class 2 --against V/rt", "must have forgotten all of them"),
     "radii": ("audit --run N --from V/ft --radii 0.4 0", "--radii must be positive"),
     "kind of run": ("unlearn --run N --from V/ops --forget-class 1", "is a run of `dememo protect`; expected"),
     "no run folder": ("unlearn --run N --from nowhere --forget-class 1", "no such folder"),

@@ -41,8 +41,8 @@ def noise(recipe):
     return recipe, lambda key, d: recipe.init(key, d, d.y < 2)
 
 
-def attacked():
-    method = audit.attack(MODEL, TX)
+def attacked(**how):
+    method = audit.attack(MODEL, TX, **how)
     return method, lambda key, d: method.init(MODEL.init(key, d.x[:1]), 0.3)
 
 
@@ -63,6 +63,7 @@ METHODS = {
     "train.sgd frozen": (*learned(train.sgd(MODEL, TX, mode="frozen")), 8),
     "projected.within": (*within(), 8),
     "audit.attack": (*attacked(), 8),
+    "audit.attack only": (*attacked(only="Dense"), 8),
     "train.weight_noise": (*learned(train.weight_noise(MODEL, TX, sigmas=(0.0, 0.1), draws=2)), 8),
     **{f"protect {name}": (*noise(recipe), None) for name, recipe in RECIPES.items()},
     "unlearn.retrain": (*unlearned(unlearn.retrain), None),

@@ -238,7 +238,8 @@ def test_rmia_of_saturated_scores():
     scores[:, 0], scores[:, 1], population[:, 2] = 1e4, -1e4, -1e4
     for form in ("offline", "online"):
         for a in (0.0, 1.0):
-            got = audit.rmia(scores, members, population, interpolation=a, form=form)
+            with np.errstate(divide="raise", invalid="raise"):
+                got = audit.rmia(scores, members, population, interpolation=a, form=form)
             assert np.isfinite(got).all()
             assert got.min() >= 0
             assert got.max() <= 1

@@ -33,6 +33,7 @@ def step(key, state, batch):
 METHOD = Method(lambda: State(jnp.zeros(4), jnp.zeros((), jnp.int32)), step)
 START = METHOD.init()
 scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch", "draw"))
+passes = jax.jit(loop.passes, static_argnames=("method", "passes", "batch", "per_pass"))
 
 
 def same(a, b):
@@ -113,6 +114,75 @@ def test_scan_vmaps_over_keys(straight):
     np.testing.assert_array_equal(many[1]["index"][0], straight[1]["index"])
     np.testing.assert_allclose(many[1]["loss"][0], straight[1]["loss"], rtol=1e-4)
     assert not np.allclose(many[1]["loss"][1], straight[1]["loss"], rtol=1e-2)
+
+
+MASK = np.isin(np.arange(N), [0, 1, 3, 4, 6, 7, 10])
+SHIFT = Perturbation(np.full((3, 4), 0.5, np.float32), np.asarray(DATA.y), np.arange(N) < 7)
+
+
+def flat(info):
+    return jax.tree.map(lambda values: np.asarray(values).reshape(-1, *values.shape[2:]), info)
+
+
+@pytest.mark.parametrize(
+    ("per_pass", "how"),
+    [
+        (3, {}),  # 12 in batches of 5: the last is filled up
+        (2, {"mask": MASK}),
+        (2, {"mask": MASK, "perturbation": SHIFT}),
+        (3, {"perturbation": SHIFT}),
+    ],
+)
+def test_passes_are_the_steps_of_scan(per_pass, how):
+    for first, count in ((0, 3), (2, 1)):
+        given = START._replace(w=START.w + first)
+        state, info = passes(METHOD, KEY, given, DATA, passes=count, batch=5, per_pass=per_pass, start=first, **how)
+        straight = scan(METHOD, KEY, given, DATA, steps=count * per_pass, batch=5, start=first * per_pass, **how)
+        assert info["loss"].shape == (count, per_pass)
+        np.testing.assert_array_equal(flat(info)["index"], straight[1]["index"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), (state, flat(info)), straight)
+
+
+def test_passes_vmap_over_masks():
+    masks = np.stack([MASK, MASK[::-1]])  # equally many
+    many = jax.jit(jax.vmap(lambda m: loop.passes(METHOD, KEY, START, DATA, passes=2, batch=5, per_pass=2, mask=m)[1]["index"]))
+    for found, mask in zip(many(masks), masks):
+        alone = scan(METHOD, KEY, START, DATA, steps=4, batch=5, mask=mask)[1]["index"]
+        np.testing.assert_array_equal(found.reshape(4, 5), alone)
+
+
+def test_run_over_whole_passes_is_scan(monkeypatch):
+    used, real = [], loop._passes
+    monkeypatch.setattr(loop, "_passes", lambda *given, **how: used.append(int(how["start"])) or real(*given, **how))
+    for how, every, expected in (({}, 6, [0, 2, 4]), ({"mask": MASK, "perturbation": SHIFT}, 4, [0, 2, 4, 6])):
+        calls = []
+        state = loop.run(METHOD, KEY, START, DATA, steps=16, every=every, batch=5, after=lambda *c: calls.append(c), **how)
+        straight = scan(METHOD, KEY, START, DATA, steps=16, batch=5, **how)
+        assert [done for done, _, _ in calls] == [*range(every, 16, every), 16]
+        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *[info for _, _, info in calls])
+        np.testing.assert_array_equal(infos["index"], straight[1]["index"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), (state, infos), straight)
+        assert used == [start for start in expected if start * (2 if how else 3) + every <= 16]  # the last of the first is cut
+        used.clear()
+    loop.run(METHOD, KEY, START, DATA, steps=6, every=6, batch=5, after=silent, draw=sets.uniform)
+    loop.run(METHOD, KEY, START, DATA, steps=5, every=5, batch=5, after=silent)
+    loop.run(METHOD, KEY, START, DATA, steps=6, every=6, after=silent)
+    assert used == []  # other draws, and parts of passes, step as scan does
+
+
+def test_runs_of_whole_passes_resume_to_the_bit():
+    how = {"steps": 9, "every": 3, "batch": 5}
+    states = {}
+    whole = loop.run(METHOD, KEY, START, DATA, after=lambda done, state, _: states.update({done: state}), **how)
+    same(loop.run(METHOD, KEY, states[3], DATA, start=3, after=silent, **how), whole)
+
+
+def test_passes_refuse_what_scan_refuses():
+    with pytest.raises(BadInput, match="no example"):
+        loop.passes(METHOD, KEY, START, DATA, passes=1, batch=5, per_pass=1, mask=np.zeros(N, bool))
+    with pytest.raises(BadInput, match="no noise"):
+        small = Perturbation(SHIFT.delta, SHIFT.row[:6], SHIFT.mask[:6])
+        loop.passes(METHOD, KEY, START, DATA, passes=1, batch=5, per_pass=3, perturbation=small)
 
 
 def test_mask_and_perturbation_are_honoured():

@@ -1,4 +1,4 @@
-"""The SoK's three membership attacks against scikit-learn and scipy used directly."""
+"""Membership attacks on one model against scikit-learn, scipy and brute force."""
 
 import numpy as np
 import pytest
@@ -74,3 +74,125 @@ def test_refuses_empty_sets_and_broken_logits(which, bad):
         logits[3, 1] = bad
     with pytest.raises(BadInput):
         audit.membership_scores(*parts)
+
+
+# --- signals and thresholds --------------------------------------------------------------------------------------
+
+SIGNALS = ["correctness", "confidence", "entropy", "modified entropy"]
+
+
+def signals_by_hand(part):
+    """In float64, modified entropy as Song and Mittal write it."""
+    logits, labels = np.float64(part[0]), part[1]
+    at = np.arange(len(labels)), labels
+    log_p = special.log_softmax(logits, axis=1)
+    p = np.exp(log_p)
+    log_not = np.log1p(-p)
+    others = (p * log_not).sum(axis=1) - (p * log_not)[at]
+    modified = -(1 - p[at]) * log_p[at] - others
+    found = features(part)["correctness"][:, 0], log_p[at], -stats.entropy(p, axis=1), -modified
+    return dict(zip(SIGNALS, found, strict=True))
+
+
+def test_signals():
+    part = outputs(13, 200, 2.0, right=0.7)
+    found = audit.signals(*part)
+    assert list(found) == SIGNALS
+    for name, expected in signals_by_hand(part).items():
+        assert found[name].dtype == np.float64
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_signals_of_sure_answers_are_finite_and_ordered():
+    logits = np.array([[200.0, 0, 0, 0], [20.0, 0, 0, 0], [0.0, 0, 0, 0], [20.0, 0, 0, 0], [200.0, 0, 0, 0]])
+    found = audit.signals(logits, np.array([0, 0, 0, 1, 1]))  # from surely right to surely wrong
+    for name in ("confidence", "modified entropy"):
+        assert np.isfinite(found[name]).all()
+        assert (np.diff(found[name]) < 0).all()
+    np.testing.assert_array_equal(found["correctness"], [1, 1, 1, 0, 0])
+    np.testing.assert_allclose(found["entropy"][[0, 2, 4]], [0, -np.log(4), 0], atol=1e-6)  # blind to the label
+
+
+def balanced(member, nonmember, threshold):
+    return ((member >= threshold).mean() + (nonmember < threshold).mean()) / 2
+
+
+def best(member, nonmember):
+    """The largest balanced accuracy of any threshold: one at each score, and one above all."""
+    both = np.concatenate([member, nonmember])
+    return max(balanced(member, nonmember, t) for t in [*both, both.max() + 1])
+
+
+def known(seed):
+    """Overlapping laws whose best thresholds differ from class to class."""
+    member, nonmember = outputs(seed, 120, 2.5, right=0.9), outputs(seed + 1, 90, 1.5, right=0.7)
+    scale = 1 + np.arange(K)[:, None] * 0.5
+    return [(logits * scale[labels], labels) for logits, labels in (member, nonmember)]
+
+
+def test_thresholds_against_all_that_could_be():
+    member, nonmember = known(20)
+    found = audit.class_thresholds(member, nonmember, K)
+    assert list(found) == SIGNALS
+    sides = audit.signals(*member), audit.signals(*nonmember)
+    for name in SIGNALS:
+        assert found[name].shape == (K,)
+        for k in range(K):
+            inside, outside = (values[name][part[1] == k] for values, part in zip(sides, (member, nonmember)))
+            assert balanced(inside, outside, found[name][k]) == pytest.approx(best(inside, outside), abs=1e-12)
+    everyone = [values["confidence"] for values in sides]
+    common = max(np.concatenate(everyone), key=lambda t: balanced(*everyone, t))
+    assert len(set(found["confidence"])) == K  # one for all would be worse
+    assert balanced(*everyone, common) == pytest.approx(best(*everyone))
+
+
+def test_a_class_that_cannot_tell_gets_the_threshold_of_all():
+    member, nonmember = known(22)
+    none = member[1] != 2, nonmember[1] != 3  # no members of class 2, no others of class 3
+    member, nonmember = ((logits[kept], labels[kept]) for (logits, labels), kept in zip((member, nonmember), none))
+    for logits, labels in (member, nonmember):
+        logits[labels == 1] = [0.0, 5.0, 0.0, 0.0]  # all alike
+    found = audit.class_thresholds(member, nonmember, K + 1)  # nobody has class 4
+    for name in SIGNALS:
+        sides = [audit.signals(*part)[name] for part in (member, nonmember)]
+        assert len(set(found[name][1:])) == 1
+        assert balanced(*sides, found[name][1]) == pytest.approx(best(*sides), abs=1e-12)
+    assert found["confidence"][0] != found["confidence"][1]
+
+
+def test_nobody_is_called_where_that_is_best():
+    inside = np.zeros((4, K)), np.zeros(4, int)
+    outside = np.eye(K)[np.zeros(4, int)] * 3, np.zeros(4, int)  # the others are the surer ones
+    found = audit.class_thresholds(inside, outside, K)
+    called = audit.called_members(found, (np.concatenate([inside[0], outside[0]]), np.zeros(8, int)))
+    for name in ("confidence", "entropy", "modified entropy"):
+        assert np.isfinite(found[name]).all()
+        assert not called[name].any()
+
+
+def test_signals_that_are_all_alike_are_refused():
+    logits, labels = known(24)[0]
+    right = np.where(np.eye(K, dtype=bool)[labels], 9.0, logits)  # everyone is right
+    with pytest.raises(BadInput, match="correctness is the same"):
+        audit.class_thresholds((right, labels), (right[:50], labels[:50]), K)
+    for member, nonmember in (((logits[:0], labels[:0]), (logits, labels)), ((logits, labels), (logits[:0], labels[:0]))):
+        with pytest.raises(BadInput):
+            audit.class_thresholds(member, nonmember, K)
+    logits[3, 1] = np.nan
+    with pytest.raises(BadInput, match="finite"):
+        audit.signals(logits, labels)
+    with pytest.raises(BadInput, match="one label"):
+        audit.signals(logits[:5], labels)
+
+
+def test_called_members():
+    thresholds = audit.class_thresholds(*known(26), K)
+    target = known(28)[0]
+    found, values = audit.called_members(thresholds, target), audit.signals(*target)
+    assert list(found) == SIGNALS
+    for name in SIGNALS:
+        expected = [value >= thresholds[name][label] for value, label in zip(values[name], target[1])]
+        np.testing.assert_array_equal(found[name], expected)
+        assert 0 < found[name].mean() < 1
+    at = {name: np.full(K, values[name][0]) for name in SIGNALS}
+    assert all(called[0] for called in audit.called_members(at, target).values())  # at the threshold counts as above

@@ -70,7 +70,7 @@ def auc(scores, members, *, alpha: float = 0.05, counted=None) -> Estimate:
     placed[outside] = 1 - (ranks[~own] - ranks_out) / n
     value = float(placed[inside].mean())
     moved = np.where(inside, (placed - value) / n, 0.0) + np.where(outside, (placed - value) / m, 0.0)
-    variance, clusters = _variance(moved, kept, min(n, m))
+    variance, clusters = _variance(moved, (inside, outside))
     return logit_limits(value, variance, clusters, alpha)
 
 
@@ -134,17 +134,18 @@ def check_scores(scores, members, counted=None) -> tuple[np.ndarray, np.ndarray,
     return scores, members, kept
 
 
-def _variance(moved: np.ndarray, kept: np.ndarray, independent: int) -> tuple[float, int]:
-    """Of the sum of all influences, and how many independent units of the rarer kind stand behind it."""
+def _variance(moved: np.ndarray, kinds: tuple[np.ndarray, ...]) -> tuple[float, int]:
+    """Of the sum of all influences, and how many independent units of the rarest kind of cell stand behind it."""
+    independent = min(int(kind.sum()) for kind in kinds)
     cells = float((moved**2).sum()) * independent / max(1, independent - 1)
     if moved.ndim == 1 or 1 in moved.shape:
         return cells, independent
-    total, units = -float((moved**2).sum()), []
+    total, kept = -float((moved**2).sum()), np.any(kinds, axis=0)
     for axis in (0, 1):
         groups = int(kept.any(axis=axis).sum())
         total += float((moved.sum(axis=axis) ** 2).sum()) * groups / max(1, groups - 1)
-        units.append(groups)
-    return max(total, cells), min(*units, independent)
+        independent = min(independent, *(int(kind.any(axis=axis).sum()) for kind in kinds))
+    return max(total, cells), independent
 
 
 def _effective(hits: np.ndarray, among: np.ndarray) -> float:
@@ -154,5 +155,5 @@ def _effective(hits: np.ndarray, among: np.ndarray) -> float:
         return float(count)
     if rate in (0.0, 1.0):
         return float(min(count, *(int(among.any(axis=axis).sum()) for axis in (0, 1))))
-    variance, _ = _variance(np.where(among, hits - rate, 0.0) / count, among, count)
+    variance, _ = _variance(np.where(among, hits - rate, 0.0) / count, (among,))
     return float(min(count, rate * (1 - rate) / variance))

@@ -40,7 +40,11 @@ def hints_of(config: Audit, base: lineage.Trained, mask: np.ndarray, key: jax.Ar
     labels = np.asarray(base.train.y)
     wanted = mask if config.hints == "target" else np.ones(len(labels), bool)
     held = sets.share_of(keys.named(key, "hints"), wanted, labels, config.hint_share)
-    require(held.any(), f"--hint-share {config.hint_share} of {int(wanted.sum()):,} examples is no example at all; raise it")
+    needed = {"recovery", "random", "relearn"} & set(config.attack)
+    require(
+        not needed or held.any(),
+        f"--hint-share {config.hint_share} of {int(wanted.sum()):,} examples is no example at all; raise it",
+    )
     whose = "in question" if config.hints == "target" else "of all classes"
     return Hints(base.train, held, f"{int(held.sum()):,} clean training examples {whose}")
 
