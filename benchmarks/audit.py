@@ -3,8 +3,8 @@
     python benchmarks/audit.py [--only shadows|attacks|recovery] [--data cifar10.npz]
 
 Ratios come from sides that run in turn, compiled before, and are medians of the pairs. Shadows: 32 networks on random halves of
-the digits, a few passes; "a step at a time" calls a jitted step from Python, as a plain training script does, "one scan each"
-is `loop.scan`, which every single training of this library was until it sorted once a pass; width 1 is `train_shadows` one by one.
+the digits, a few passes; "a step at a time" calls a jitted step from Python, as a plain training script does, "one scan
+each" is `loop.scan`, which sorts at every step; width 1 is `train_shadows`, one network after another.
 """
 
 import argparse
@@ -113,11 +113,12 @@ def recovery(path: str | None) -> None:
         plain, attack = train.sgd(model, tx, mode="frozen"), audit.attack(model, tx)
         starts = {plain: train.start(tx, weights), attack: attack.init(weights, 0.4)}
 
-        def once(method, starts=starts, examples=examples, passes=passes, batch=batch, per_pass=per_pass):
+        def once(method, key=key, starts=starts, examples=examples, passes=passes, batch=batch, per_pass=per_pass):
             return run(method, key, starts[method], examples, passes=passes, batch=batch, per_pass=per_pass)
 
         once(plain), once(attack)
-        times = [(seconds(lambda once=once: once(plain)), seconds(lambda once=once: once(attack))) for _ in range(5)]
+        sides = functools.partial(once, plain), functools.partial(once, attack)
+        times = [(seconds(sides[0]), seconds(sides[1])) for _ in range(5)]
         bare, held = (1e3 * statistics.median(side) / passes / per_pass for side in zip(*times))
         ratio = statistics.median(b / a for a, b in times)
         print(f"| {name}, {len(examples.y):,}, {batch} | {bare:.3f} | {held:.3f} | {ratio:.2f} |", flush=True)

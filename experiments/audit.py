@@ -116,26 +116,21 @@ def membership_table(found: dict) -> str:
 
 
 def unlearning_table(found: dict) -> str:
-    head = ["method", "accuracy: forgotten, test", "U-LiRA area", "too familiar", "too strange", "area above retrained", "KLoM (chance), p",
-            "F (chance), p", "epsilon of one example >=", "of all together >=", "nearer to"]  # fmt: skip
+    head = ["method", "accuracy: forgotten, test", "U-LiRA area", "too familiar", "too strange", "area above retrained"]
+    head += ["KLoM (chance), p", "F (chance), p", "epsilon of one example >=", "of all together >=", "nearer to"]
     rows = []
     for method in METHODS:
         one = found[method]
         accuracy, sides, klom, quality, near = (one[n] for n in ("accuracy", "two_sided", "klom", "quality", "relative"))
-        words = (
-            ""
-            if near is None
-            else "retrained"
-            if near["p_nearer_first"] < 0.01
-            else "original"
-            if near["p_nearer_second"] < 0.01
-            else "neither"
-        )
+        words = "neither"
+        for side in ("first", "second"):
+            if near and near[f"p_nearer_{side}"] < 0.01:
+                words = {"first": "retrained", "second": "original"}[side]
         rows.append([
             method, f"{accuracy['forgotten']:.3f}, {accuracy['test']:.3f}", limits(one["u_lira"]), f"{sides['under']:.2f}",
             f"{sides['over']:.2f}", limits(sides["area"]), f"{klom['value']:.2f} ({klom['null']:.2f}), {klom['p_value']:.3f}",
-            f"{one['epsilon']['score']:.3f} ({1 - quality['null']:.3f}), {quality['p_value']:.3f}", f"{one['epsilon']['largest_low']:.2f}",
-            f"{one['joint']['epsilon_low']:.2f}", words,
+            f"{one['epsilon']['score']:.3f} ({1 - quality['null']:.3f}), {quality['p_value']:.3f}",
+            f"{one['epsilon']['largest_low']:.2f}", f"{one['joint']['epsilon_low']:.2f}", words,
         ])  # fmt: skip
     return lines(head, rows)
 
@@ -154,9 +149,7 @@ def main():
         curves += [(f"{name}: {attack}", *xy) for attack, *xy in points if attack[:4] in ("LiRA", "RMIA", "log-")]
         found[name] = {"membership": attacked, "unlearning": unlearning(name, case, case.count or count, key)}
         mu = found[name]["unlearning"]["guarantee"]["mu"]
-        models = [f"{n}: {one['models'][0]}" for n, one in found[name]["unlearning"].items() if "models" in one][0].split(": ")[
-            1
-        ]
+        models = found[name]["unlearning"]["finetune"]["models"][0]
         text += f"## {name}\n\nMembership, {attacked['models']} models on halves; accuracy on their own half "
         text += f"{attacked['accuracy'][0]:.3f}, on the other {attacked['accuracy'][1]:.3f}:\n\n{membership_table(attacked)}\n"
         text += f"Unlearning of a random twentieth, {models} models of a kind; guarantee of certified descent: epsilon "

@@ -39,7 +39,7 @@ class Case(NamedTuple):
 CASES = {
     "digits": Case(
         models.from_linen(nets.mlp(10, (64,))), 128, 128, None, 64, 30,
-        {"finetune": (0.05, 5), "gradient ascent": (0.01, 5), "NPO": (0.02, 5)},
+        {"finetune": (0.05, 5), "gradient ascent": (0.01, 5), "NPO": (0.003, 5)},
     ),
     "cifar": Case(
         models.from_linen(nets.cnn(10, (16, 32, 64))), 64, 32, 1000, 64, 20,

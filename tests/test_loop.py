@@ -124,21 +124,12 @@ def flat(info):
     return jax.tree.map(lambda values: np.asarray(values).reshape(-1, *values.shape[2:]), info)
 
 
-@pytest.mark.parametrize(
-    ("per_pass", "how"),
-    [
-        (3, {}),  # 12 in batches of 5: the last is filled up
-        (2, {"mask": MASK}),
-        (2, {"mask": MASK, "perturbation": SHIFT}),
-        (3, {"perturbation": SHIFT}),
-    ],
-)
+@pytest.mark.parametrize(("per_pass", "how"), [(3, {}), (2, {"mask": MASK, "perturbation": SHIFT})])
 def test_passes_are_the_steps_of_scan(per_pass, how):
-    for first, count in ((0, 3), (2, 1)):
-        given = START._replace(w=START.w + first)
-        state, info = passes(METHOD, KEY, given, DATA, passes=count, batch=5, per_pass=per_pass, start=first, **how)
-        straight = scan(METHOD, KEY, given, DATA, steps=count * per_pass, batch=5, start=first * per_pass, **how)
-        assert info["loss"].shape == (count, per_pass)
+    for first in (0, 2):  # 12 or 7 in batches of 5: the last is filled up
+        state, info = passes(METHOD, KEY, START, DATA, passes=2, batch=5, per_pass=per_pass, start=first, **how)
+        straight = scan(METHOD, KEY, START, DATA, steps=2 * per_pass, batch=5, start=first * per_pass, **how)
+        assert info["loss"].shape == (2, per_pass)
         np.testing.assert_array_equal(flat(info)["index"], straight[1]["index"])
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), (state, flat(info)), straight)
 
@@ -151,23 +142,33 @@ def test_passes_vmap_over_masks():
         np.testing.assert_array_equal(found.reshape(4, 5), alone)
 
 
-def test_run_over_whole_passes_is_scan(monkeypatch):
-    used, real = [], loop._passes
-    monkeypatch.setattr(loop, "_passes", lambda *given, **how: used.append(int(how["start"])) or real(*given, **how))
-    for how, every, expected in (({}, 6, [0, 2, 4]), ({"mask": MASK, "perturbation": SHIFT}, 4, [0, 2, 4, 6])):
-        calls = []
-        state = loop.run(METHOD, KEY, START, DATA, steps=16, every=every, batch=5, after=lambda *c: calls.append(c), **how)
-        straight = scan(METHOD, KEY, START, DATA, steps=16, batch=5, **how)
-        assert [done for done, _, _ in calls] == [*range(every, 16, every), 16]
-        infos = jax.tree.map(lambda *parts: np.concatenate(parts), *[info for _, _, info in calls])
-        np.testing.assert_array_equal(infos["index"], straight[1]["index"])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), (state, infos), straight)
-        assert used == [start for start in expected if start * (2 if how else 3) + every <= 16]  # the last of the first is cut
-        used.clear()
-    loop.run(METHOD, KEY, START, DATA, steps=6, every=6, batch=5, after=silent, draw=sets.uniform)
-    loop.run(METHOD, KEY, START, DATA, steps=5, every=5, batch=5, after=silent)
-    loop.run(METHOD, KEY, START, DATA, steps=6, every=6, after=silent)
-    assert used == []  # other draws, and parts of passes, step as scan does
+@pytest.fixture
+def used(monkeypatch):
+    """The passes that `run` begins to go through whole."""
+    starts, real = [], loop._passes
+    monkeypatch.setattr(loop, "_passes", lambda *given, **how: starts.append(int(how["start"])) or real(*given, **how))
+    return starts
+
+
+@pytest.mark.parametrize(("every", "how", "starts"), [(6, {}, [0, 2]), (4, {"mask": MASK, "perturbation": SHIFT}, [0, 2, 4])])
+def test_run_over_whole_passes_is_scan(used, every, how, starts):
+    calls = []
+    state = loop.run(METHOD, KEY, START, DATA, steps=14, every=every, batch=5, after=lambda *call: calls.append(call), **how)
+    straight = scan(METHOD, KEY, START, DATA, steps=14, batch=5, **how)
+    assert [done for done, _, _ in calls] == [*range(every, 14, every), 14]
+    infos = jax.tree.map(lambda *parts: np.concatenate(parts), *[info for _, _, info in calls])
+    np.testing.assert_array_equal(infos["index"], straight[1]["index"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), (state, infos), straight)
+    assert used[: len(starts)] == starts
+    assert len(used) == (2 if every == 6 else 4)  # what is left of 14 is two thirds of a pass, or a whole one
+
+
+def test_other_draws_and_parts_of_passes_step_as_scan_does(used):
+    for how in ({"batch": 5, "draw": sets.uniform}, {"batch": 5, "every": 5}, {}):
+        state = loop.run(METHOD, KEY, START, DATA, after=silent, **{"steps": 6, "every": 6, **how})
+        straight, _ = scan(METHOD, KEY, START, DATA, steps=6, **{name: how[name] for name in how if name != "every"})
+        np.testing.assert_allclose(state.w, straight.w, rtol=1e-4)
+    assert used == []
 
 
 def test_runs_of_whole_passes_resume_to_the_bit():
@@ -180,8 +181,8 @@ def test_runs_of_whole_passes_resume_to_the_bit():
 def test_passes_refuse_what_scan_refuses():
     with pytest.raises(BadInput, match="no example"):
         loop.passes(METHOD, KEY, START, DATA, passes=1, batch=5, per_pass=1, mask=np.zeros(N, bool))
+    small = Perturbation(SHIFT.delta, SHIFT.row[:6], SHIFT.mask[:6])
     with pytest.raises(BadInput, match="no noise"):
-        small = Perturbation(SHIFT.delta, SHIFT.row[:6], SHIFT.mask[:6])
         loop.passes(METHOD, KEY, START, DATA, passes=1, batch=5, per_pass=3, perturbation=small)
 
 

@@ -104,13 +104,15 @@ def test_signals():
 
 
 def test_signals_of_sure_answers_are_finite_and_ordered():
-    logits = np.array([[200.0, 0, 0, 0], [20.0, 0, 0, 0], [0.0, 0, 0, 0], [20.0, 0, 0, 0], [200.0, 0, 0, 0]])
-    found = audit.signals(logits, np.array([0, 0, 0, 1, 1]))  # from surely right to surely wrong
+    leads = np.array([200.0, 8.0, 4.0, 0.0, 4.0, 8.0, 200.0])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])  # from surely right to surely wrong
+    found = audit.signals(leads[:, None] * np.eye(K)[0], labels)
     for name in ("confidence", "modified entropy"):
         assert np.isfinite(found[name]).all()
         assert (np.diff(found[name]) < 0).all()
-    np.testing.assert_array_equal(found["correctness"], [1, 1, 1, 0, 0])
-    np.testing.assert_allclose(found["entropy"][[0, 2, 4]], [0, -np.log(4), 0], atol=1e-6)  # blind to the label
+    np.testing.assert_array_equal(found["correctness"], [1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_allclose(found["entropy"][[0, 3, 6]], [0, -np.log(4), 0], atol=1e-6)  # blind to the label
+    np.testing.assert_array_equal(found["entropy"][:3], found["entropy"][:3:-1])
 
 
 def balanced(member, nonmember, threshold):
@@ -125,7 +127,7 @@ def best(member, nonmember):
 
 def known(seed):
     """Overlapping laws whose best thresholds differ from class to class."""
-    member, nonmember = outputs(seed, 120, 2.5, right=0.9), outputs(seed + 1, 90, 1.5, right=0.7)
+    member, nonmember = outputs(seed, 200, 2.5, right=0.9), outputs(seed + 1, 200, 1.5, right=0.7)
     scale = 1 + np.arange(K)[:, None] * 0.5
     return [(logits * scale[labels], labels) for logits, labels in (member, nonmember)]
 
@@ -148,8 +150,8 @@ def test_thresholds_against_all_that_could_be():
 
 def test_a_class_that_cannot_tell_gets_the_threshold_of_all():
     member, nonmember = known(22)
-    none = member[1] != 2, nonmember[1] != 3  # no members of class 2, no others of class 3
-    member, nonmember = ((logits[kept], labels[kept]) for (logits, labels), kept in zip((member, nonmember), none))
+    member[1][member[1] == 2] = 0  # no members of class 2, no others of class 3
+    nonmember[1][nonmember[1] == 3] = 0
     for logits, labels in (member, nonmember):
         logits[labels == 1] = [0.0, 5.0, 0.0, 0.0]  # all alike
     found = audit.class_thresholds(member, nonmember, K + 1)  # nobody has class 4
@@ -161,20 +163,21 @@ def test_a_class_that_cannot_tell_gets_the_threshold_of_all():
 
 
 def test_nobody_is_called_where_that_is_best():
-    inside = np.zeros((4, K)), np.zeros(4, int)
-    outside = np.eye(K)[np.zeros(4, int)] * 3, np.zeros(4, int)  # the others are the surer ones
-    found = audit.class_thresholds(inside, outside, K)
-    called = audit.called_members(found, (np.concatenate([inside[0], outside[0]]), np.zeros(8, int)))
-    for name in ("confidence", "entropy", "modified entropy"):
+    labels = np.zeros(200, int)
+    unsure, sure = np.zeros((200, K)), np.tile(3 * np.eye(K)[0], (200, 1))  # the others are the surer ones
+    unsure[0, 1] = 0.1  # and one of the members is wrong
+    found = audit.class_thresholds((unsure, labels), (sure, labels), K)
+    for name in SIGNALS:
         assert np.isfinite(found[name]).all()
-        assert not called[name].any()
+        for part in (unsure, sure):
+            assert not audit.called_members(found, (part, labels))[name].any()
 
 
 def test_signals_that_are_all_alike_are_refused():
     logits, labels = known(24)[0]
     right = np.where(np.eye(K, dtype=bool)[labels], 9.0, logits)  # everyone is right
     with pytest.raises(BadInput, match="correctness is the same"):
-        audit.class_thresholds((right, labels), (right[:50], labels[:50]), K)
+        audit.class_thresholds((right, labels), (right, labels), K)
     for member, nonmember in (((logits[:0], labels[:0]), (logits, labels)), ((logits, labels), (logits[:0], labels[:0]))):
         with pytest.raises(BadInput):
             audit.class_thresholds(member, nonmember, K)

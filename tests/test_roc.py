@@ -286,6 +286,16 @@ def test_rate_is_the_largest_of_the_curve_within_the_false_positive_rate(levels)
             assert (found.fpr, found.nonmembers) == (fpr, m)
 
 
+@pytest.mark.parametrize(("fpr", "outside"), [(0.29, 100), (0.57, 100), (0.07, 300)])
+def test_rates_whose_product_rounds_down(fpr, outside):
+    allowed = round(fpr * outside)
+    assert fpr * outside < allowed
+    scores, members = np.arange(outside + 10.0), np.ones(outside + 10, bool)
+    members[10:] = False
+    scores[:10] = outside + 10 - allowed - 0.5  # above all non-members but those that the rate allows
+    assert bounds.tpr_at(scores, members, fpr).tpr == 1
+
+
 @pytest.mark.parametrize("needed", [4, 10, 49, 100, 103, 1000])
 def test_no_rate_without_enough_nonmembers(needed):
     fpr = 1 / needed
@@ -347,6 +357,15 @@ def test_rate_limits_cover_shared_rows_where_independent_cells_do_not():
     assert coverage(found, truth) >= 0.93
     assert np.mean([each.high - each.low for each in found]) < 0.6
     assert coverage([once(seed, True) for seed in range(100)], truth) <= 0.7
+
+
+def test_clusters_that_all_fall_alike_count_once():
+    members = np.zeros((8, 20), bool)
+    members[:, ::2] = True
+    scores = members + np.arange(160).reshape(8, 20) / 1000  # all members above all non-members
+    found = bounds.tpr_at(scores, members, 0.5)
+    assert (found.tpr, found.high) == (1, 1)
+    assert found.low == pytest.approx(0.0125 ** (1 / 8), abs=1e-9)
 
 
 def test_one_row_is_a_list():
