@@ -175,7 +175,7 @@ def test_nobody_is_called_where_that_is_best():
 
 def test_signals_that_are_all_alike_are_refused():
     logits, labels = known(24)[0]
-    right = np.where(np.eye(K, dtype=bool)[labels], 9.0, logits)  # everyone is right
+    right = np.where(np.eye(K, dtype=bool)[labels], 99.0, logits)  # everyone is right
     with pytest.raises(BadInput, match="correctness is the same"):
         audit.class_thresholds((right, labels), (right, labels), K)
     for member, nonmember in (((logits[:0], labels[:0]), (logits, labels)), ((logits, labels), (logits[:0], labels[:0]))):

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-from dememo_jax import cli, unlearn
+from dememo_jax import audit, bounds, cli, unlearn
 from dememo_jax.cli import configs, forgetting, recipes
 from dememo_jax.protect import countermeasures
 
@@ -13,7 +13,8 @@ README = Path(__file__).parent.parent / "README.md"
 CERTIFICATION = README.parent / "docs" / "certification.md"
 PROTECT = README.parent / "docs" / "protect.md"
 UNLEARN = README.parent / "docs" / "unlearn.md"
-PAGES = (README, CERTIFICATION, PROTECT, UNLEARN)
+AUDIT = README.parent / "docs" / "audit.md"
+PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT)
 
 
 def blocks(language, page=README):
@@ -56,6 +57,19 @@ def test_python_of_unlearn_runs(capsys):
     assert "within a factor e^2 " in capsys.readouterr().out
 
 
+def test_python_of_audit_runs(capsys):
+    (code,) = blocks("python", AUDIT)
+    exec(compile(code, "audit.md", "exec"), {})
+    assert "TwoSided(under=" in capsys.readouterr().out
+
+
+def test_attacks_of_the_page_are_those_of_the_command():
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (`[^|]*) \| [^|]* \| [^|]* \|$", AUDIT.read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == list(get_args(configs.Attack))
+    functions = [name for _, row in rows for name in re.findall(r"`([a-z0-9_.]+)`", row)]
+    assert all(hasattr(bounds if "." in name else audit, name.rpartition(".")[2]) for name in functions)
+
+
 def test_unlearning_methods_of_the_page_are_those_of_the_command():
     rows = re.findall(r"^\| (`[^|]*) \| (`[^|]*) \| [^|]* \| [^|]* \|$", UNLEARN.read_text(), flags=re.MULTILINE)
     named = [name for row, _ in rows for name in re.findall(r"`([a-z0-9-]+)`", row)]
@@ -76,7 +90,7 @@ def test_commands_parse():
     lines = [
         line for page in PAGES for block in blocks("sh", page) for line in block.splitlines() if line.startswith("dememo ")
     ]
-    assert len(lines) == 24
+    assert len(lines) == 31
     for line in lines:
         cli.parse(shlex.split(line, comments=True)[1:])
 

@@ -286,7 +286,7 @@ def test_rate_is_the_largest_of_the_curve_within_the_false_positive_rate(levels)
             assert (found.fpr, found.nonmembers) == (fpr, m)
 
 
-@pytest.mark.parametrize(("fpr", "outside"), [(0.29, 100), (0.57, 100), (0.07, 300)])
+@pytest.mark.parametrize(("fpr", "outside"), [(0.29, 100), (0.57, 100), (0.58, 100)])
 def test_rates_whose_product_rounds_down(fpr, outside):
     allowed = round(fpr * outside)
     assert fpr * outside < allowed
@@ -362,7 +362,7 @@ def test_rate_limits_cover_shared_rows_where_independent_cells_do_not():
 def test_clusters_that_all_fall_alike_count_once():
     members = np.zeros((8, 20), bool)
     members[:, ::2] = True
-    scores = members + np.arange(160).reshape(8, 20) / 1000  # all members above all non-members
+    scores = members + np.random.default_rng(3).random((8, 20)) / 1000  # all members above all non-members
     found = bounds.tpr_at(scores, members, 0.5)
     assert (found.tpr, found.high) == (1, 1)
     assert found.low == pytest.approx(0.0125 ** (1 / 8), abs=1e-9)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import evaluate, keys, loop, losses, models, montecarlo
+from dememo_jax import evaluate, keys, loop, losses, models, montecarlo, tree
 from dememo_jax import mesh as meshes
 from dememo_jax.audit.lanes import each, lowered, usual_lanes
 from dememo_jax.errors import NonFinite, require
@@ -157,8 +157,10 @@ def usual_width(
 ) -> int:
     """Networks in one vmap when nobody says: one by one for convolutions on CPU, else as many as fit in memory, at most 32."""
     masks = check_masks(masks, len(data.y))
-    if usual_lanes(jax.eval_shape(model.init, key, data.x[:1]).params, 2) == 1:
-        return 1
+    params = jax.eval_shape(model.init, key, data.x[:1]).params
+    if jax.default_backend() == "cpu":
+        copies = montecarlo.scratch() // (4 * 4 * tree.size(params))  # weights, gradients, two of an optimiser
+        return max(1, min(usual_lanes(params, WIDTHS[-1]), copies))
     trial = _Trial(key, method, data, masks, batch, over)
     fitting = (width for width in (*reversed(WIDTHS), 1) if width == 1 or trial.scratch(width) <= montecarlo.scratch())
     return int(meshes.agreed(next(fitting), over))

@@ -33,7 +33,7 @@ class Distinguished:
 
 
 def rates_epsilon(tpr, fpr, delta: float) -> np.ndarray:
-    """The least epsilon at which (epsilon, delta)-indistinguishable laws allow a test with these rates; >= 0, may be infinite.
+    """The least epsilon at which (epsilon, delta)-indistinguishable laws allow a test with tpr >= fpr; >= 0, may be infinite.
 
     `max(log((tpr - delta) / fpr), log((1 - delta - fpr) / (1 - tpr)), 0)`, of which the first is -infinity where
     tpr <= delta, and so on. Arrays of one shape.
@@ -50,7 +50,7 @@ def distinguish(inside, outside, *, delta: float = 1e-5, alpha: float = 0.05) ->
     """How far a scalar statistic tells two laws apart, from independent samples `[n]` and `[m]`; larger claims the first.
 
     Even places choose the threshold and the side, odd places judge: Clopper-Pearson limits of both rates there, alpha / 2
-    each, so that the lower limits hold whatever the first half chose. With `n = m = 64` the limit cannot pass 2.1.
+    each, so that the lower limits hold whatever the first half chose. With `n = m = 64` and alpha 0.05 no limit passes 2.103.
     Raises BadInput for fewer than four samples of a law, constant or non-finite ones, delta or alpha out of range.
     """
     inside, outside = (np.asarray(part, np.float64).ravel() for part in (inside, outside))
@@ -62,7 +62,7 @@ def distinguish(inside, outside, *, delta: float = 1e-5, alpha: float = 0.05) ->
     require((both != both[0]).any(), f"all statistics are {both[0]:g}: constant scores tell nobody apart")
     check_privacy(1.0, delta)
     each = probability(alpha, "alpha") / 2
-    threshold, sign = _rule(inside[::2], outside[::2], delta)
+    threshold, sign = _rule(inside[::2], outside[::2], delta, each)
     judged = [int((sign * part[1::2] > sign * threshold).sum()) for part in (inside, outside)]
     n, m = len(inside[1::2]), len(outside[1::2])
     tpr, fpr = judged[0] / n, judged[1] / m
@@ -79,14 +79,18 @@ def distinguish(inside, outside, *, delta: float = 1e-5, alpha: float = 0.05) ->
     )  # fmt: skip
 
 
-def _rule(inside: np.ndarray, outside: np.ndarray, delta: float) -> tuple[float, float]:
-    """The threshold and the side that show the largest epsilon, each rate drawn half a sample towards one half."""
+def _rule(inside: np.ndarray, outside: np.ndarray, delta: float, alpha: float) -> tuple[float, float]:
+    """The threshold and the side with the largest lower limit of epsilon; among equals, with the rates furthest apart."""
     values = np.unique(np.concatenate([inside, outside]))
     cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    best, rule = -1.0, (float(cuts[0]), 1.0)
+    best, rule = (-1.0, -1.0), (float(cuts[0]), 1.0)
+    n, m = len(inside), len(outside)
     for sign in (1.0, -1.0):
-        rates = [((sign * part > sign * cuts[:, None]).sum(axis=1) + 0.5) / (len(part) + 1) for part in (inside, outside)]
-        shown = np.where(rates[0] > rates[1], rates_epsilon(rates[0], rates[1], delta), 0.0)
-        if shown.max() > best:
-            best, rule = float(shown.max()), (float(cuts[int(shown.argmax())]), sign)
+        hits, alarms = ((sign * part > sign * cuts[:, None]).sum(axis=1) for part in (inside, outside))
+        low = np.where(hits > 0, stats.beta.ppf(alpha, np.maximum(hits, 1), n - hits + 1), 0.0)
+        high = np.where(alarms < m, stats.beta.ppf(1 - alpha, alarms + 1, np.maximum(m - alarms, 1)), 1.0)
+        shown = np.where(low > high, rates_epsilon(low, high, delta), 0.0)
+        at = int(np.lexsort((low - high, shown))[-1])
+        if (shown[at], (low - high)[at]) > best:
+            best, rule = (float(shown[at]), float((low - high)[at])), (float(cuts[at]), sign)
     return rule

@@ -54,7 +54,8 @@ def roc(scores, members) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def auc(scores, members, *, alpha: float = 0.05, counted=None) -> Estimate:
     """The area under the ROC, P(member > non-member) + P(equal) / 2, with limits at confidence 1 - alpha.
 
-    Limits: DeLong et al. 1988 on the logit scale with Student's quantiles, two-way clusters for `[M, N]`. At an area of 0 or 1
+    Limits: DeLong et al. 1988 on the logit scale with Student's quantiles, a little wider for unequal numbers; two-way clusters
+    for `[M, N]`. At an area of 0 or 1
     they are Clopper and Pearson's of as many disjoint pairs (of clusters) as there are. counted: which cells take part.
     Raises BadInput for shapes that differ, scores that are not finite or all equal, or without a member or a non-member.
     """
@@ -85,7 +86,7 @@ def logit_limits(value: float, variance: float, independent: int, alpha: float) 
 
 
 def tpr_at(scores, members, fpr: float, *, alpha: float = 0.05, counted=None) -> Operating:
-    """The true-positive rate at the largest threshold whose false-positive rate is at most `fpr`, with limits.
+    """The true-positive rate at the lowest threshold whose false-positive rate is at most `fpr`, with limits.
 
     The limits hold for the law that the scores come from, not for the threshold that happened: a higher threshold whose true
     false-positive rate is at most `fpr` bounds it from below, a lower one from above, each of the four binomial statements
@@ -98,11 +99,11 @@ def tpr_at(scores, members, fpr: float, *, alpha: float = 0.05, counted=None) ->
     inside, outside = members & kept, ~members & kept
     descending = -np.sort(-scores[outside])
     m = len(descending)
-    allowed = math.floor(fpr * m + 1e-9)
+    allowed = min(math.floor(fpr * m + 1e-9), m - 1)
     threshold = descending[allowed]
     hits = scores > threshold
     value = float(hits[inside].mean())
-    n_in, n_out = _effective(hits, inside), _effective(hits, outside)
+    n_in, n_out = _effective(hits, inside, each), _effective(hits, outside, each)
     counts = np.arange(m + 1) / m
     most = np.append(stats.beta.ppf(1 - each, counts[:-1] * n_out + 1, (1 - counts[:-1]) * n_out), 1.0)
     least = np.append(0.0, stats.beta.ppf(each, counts[1:] * n_out, (1 - counts[1:]) * n_out + 1))
@@ -115,7 +116,7 @@ def tpr_at(scores, members, fpr: float, *, alpha: float = 0.05, counted=None) ->
         lax = descending[np.flatnonzero(least >= fpr)[0] - 1]
         rate = float((scores[inside] >= lax).mean())
         high = float(stats.beta.ppf(1 - each, rate * n_in + 1, (1 - rate) * n_in)) if rate < 1 else 1.0
-    needed = math.ceil(1 / fpr)
+    needed = math.ceil((1 - 1e-9) / fpr)
     return Operating(fpr, value if m >= needed else None, low, high, m, needed)
 
 
@@ -148,12 +149,14 @@ def _variance(moved: np.ndarray, kinds: tuple[np.ndarray, ...]) -> tuple[float, 
     return max(total, cells), independent
 
 
-def _effective(hits: np.ndarray, among: np.ndarray) -> float:
-    """How many independent trials the cells `among` are worth for the share of hits; at most their number."""
+def _effective(hits: np.ndarray, among: np.ndarray, alpha: float) -> float:
+    """How many independent trials the cells `among` are worth for the share of hits (Korn and Graubard 1998)."""
     count, rate = int(among.sum()), float(hits[among].mean())
     if among.ndim == 1 or 1 in among.shape:
         return float(count)
-    if rate in (0.0, 1.0):
-        return float(min(count, *(int(among.any(axis=axis).sum()) for axis in (0, 1))))
-    variance, _ = _variance(np.where(among, hits - rate, 0.0) / count, (among,))
-    return float(min(count, rate * (1 - rate) / variance))
+    variance, clusters = _variance(np.where(among, hits - rate, 0.0) / count, (among,))
+    if rate in (0.0, 1.0) or variance <= 0:
+        return float(clusters)
+    # Few clusters know their own variance badly; Student's quantile pays for that.
+    student = stats.t.ppf(1 - alpha, max(1, count - 1)) / stats.t.ppf(1 - alpha, max(1, clusters - 1))
+    return float(min(count, rate * (1 - rate) / variance) * student**2)

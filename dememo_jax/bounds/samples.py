@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.spatial import distance
 
 from dememo_jax.bounds.quantiles import probability
 from dememo_jax.bounds.ranking import Estimate, logit_limits
@@ -28,7 +29,7 @@ def permutation_test(
     """Whether `statistic(one, other)`, large for different laws, is larger than chance has it.
 
     Rows `[n, ...]` and `[m, ...]` are relabelled at random. The p-value `(1 + number that reach it) / (1 + draws)` is
-    exact. Raises BadInput for no draws.
+    exact. Raises BadInput for no draws, or a statistic that is not finite.
     """
     require(draws >= 1, f"a permutation test needs at least one draw, got {draws}")
     one, other = np.asarray(one), np.asarray(other)
@@ -38,7 +39,9 @@ def permutation_test(
     for _ in range(draws):
         order = random.permutation(len(both))
         found.append(float(statistic(both[order[: len(one)]], both[order[len(one) :]])))
-    reached = sum(each >= value for each in found)
+    require(np.isfinite([value, *found]).all(), "the statistic must be finite, whichever rows are which")
+    slack = 1e-12 * max(map(abs, [value, *found]))  # ties whose sums are rounded otherwise are ties
+    reached = sum(each >= value - slack for each in found)
     return Permutation(value, float(np.mean(found)), (1 + reached) / (1 + draws), draws)
 
 
@@ -99,8 +102,7 @@ def relative_distance(sample, first, second) -> Relative:
     require(min(map(len, parts)) >= 4, f"need four models or more of each kind, got {[len(part) for part in parts]}")
     rows = np.concatenate(parts)
     require(np.isfinite(rows).all(), "scores must be finite")
-    squares = (rows**2).sum(axis=1)
-    square = np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0)
+    square = distance.squareform(distance.pdist(rows, "sqeuclidean"))  # a product of rows would lose what they share
     width = float(np.median(square[np.triu_indices(len(rows), 1)]))
     require(width > 0, "the models all have the same scores: constant scores tell nobody apart")
     kernel = np.exp(-square / width)
