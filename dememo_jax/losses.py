@@ -46,6 +46,7 @@ def modified_entropy(logits: Array, labels: Array) -> Array:
     first = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
     # 1 - p rounds to nothing for the first class alone, whose others are summed instead.
     rest = jax.nn.logsumexp(jnp.where(first, -jnp.inf, log_p), axis=-1, keepdims=True)
+    log_p = jnp.where(first, jnp.log1p(-jnp.exp(rest)), log_p)  # its own digits are lost where it is sure
     log_not = jnp.where(first, rest, jnp.log1p(-jnp.where(first, 0.0, jnp.exp(log_p))))
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     weighted = jnp.where(own, jnp.exp(log_not) * log_p, jnp.exp(log_p) * log_not)

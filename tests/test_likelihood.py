@@ -23,8 +23,15 @@ def drawn(seed, models=12, examples=6, views=()):
     return lifted + widths.reshape(-1, *[1] * len(views)) * rng.normal(size=(models, examples, *views)), members, unused
 
 
-def others(row, turns, *arrays):
-    return [np.delete(array, row, axis=0) if turns else array for array in arrays]
+def attackers(row, turns, side, other):
+    """Rows of a side for one example, when model `row` is attacked in its turn: without it, or without a mate of it."""
+    rows = [m for m in range(len(side)) if side[m]]
+    if turns and side[row]:
+        rows.remove(row)
+    if turns and other[row]:
+        place = sum(other[:row])
+        rows.pop(place % len(rows))
+    return rows
 
 
 # --- LiRA ---------------------------------------------------------------------------------------------------------
@@ -36,8 +43,10 @@ def slow_lira(scores, members, targets, outside, form, shared):
     attacked = scores if turns else targets
     ratios = np.empty(attacked.shape)
     for t in range(len(attacked)):
-        known, *sides = others(t, turns, scores, members, outside)
-        columns = [[known[side[:, i], i] for i in range(known.shape[1])] for side in sides]
+        columns = [
+            [scores[attackers(t, turns, side[:, i], other[:, i]), i] for i in range(scores.shape[1])]
+            for side, other in ((members, outside), (outside, members))
+        ]
         spreads = [np.array([column.var(ddof=1) for column in of]) for of in columns]
         free = [np.array([len(column) - 1 for column in of]) for of in columns]
         if shared:
@@ -165,7 +174,7 @@ def area_of(unlearned, retrained):
     return bounds.auc(np.concatenate(ratios), np.broadcast_to(kinds, (len(kinds), unlearned.shape[1])))
 
 
-@pytest.mark.parametrize(("m", "n"), [(24, 40), (40, 24)])
+@pytest.mark.parametrize(("m", "n"), [(24, 40), (40, 24), (8, 8), (8, 24)])
 def test_u_lira_of_honest_retraining_finds_nothing(m, n):
     areas = []
     for seed in range(40):
@@ -193,11 +202,12 @@ def slow_rmia(scores, members, population, a, gamma, form, targets=None, target_
     attacked, asked = (scores, population) if turns else (targets, target_population)
     beaten = np.zeros(attacked.shape)
     for t in range(len(attacked)):
-        own, ins, strange = others(t, turns, scores, members, population)
+        strange = np.delete(population, t, axis=0) if turns else population
         for i, x in enumerate(attacked[t]):
-            out = np.mean([expit(own[m, i]) for m in range(len(own)) if not ins[m, i]])
+            ins = members[:, i]
+            out = np.mean(expit(scores[attackers(t, turns, ~ins, ins), i]))
             if form == "online":
-                usual = (out + np.mean([expit(own[m, i]) for m in range(len(own)) if ins[m, i]])) / 2
+                usual = (out + np.mean(expit(scores[attackers(t, turns, ins, ~ins), i]))) / 2
             else:
                 usual = (1 + a) / 2 * out + (1 - a) / 2
             for j, z in enumerate(asked[t]):

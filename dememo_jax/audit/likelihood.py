@@ -30,9 +30,10 @@ def lira(scores, members, *, targets=None, outside=None, form: str = "online", v
     Online: `log N(s; mean_in, var_in) - log N(s; mean_out, var_out)` of each example's own Gaussians. Offline: the share of
     N(mean_out, var_out) below s, as a standard score, from models without the example only (one-sided).
     scores, members: [M, N]; or scores [M, N, Q] of Q views of each example, whose log-ratios are averaged.
-    targets: scores [T, N(, Q)] of models to attack; without, each row in turn by all the others.
+    targets: scores [T, N(, Q)] of models to attack; without, each row in turn by the others, less one of the other side, so
+        that both sides have lost a model and nothing looks nearer for being more.
     outside: which cells count as not trained on, by default all that are not members; cells in neither are not used.
-    variance: "example", each example's own; "shared", the mean of those over all examples (for few models); "auto" shares
+    variance: "example", each example's own; "shared", pooled over all examples (for few models); "auto" shares
         below 64 models of either side. (The published code shares the variance of all scores together, differences between
         examples included, and takes medians for means.)
     Raises BadInput for shapes that do not fit, scores that are not finite or all equal, and names the first example that has
@@ -46,7 +47,8 @@ def lira(scores, members, *, targets=None, outside=None, form: str = "online", v
     sides = (inside, outside) if form == "online" else (outside,)
     least = min(int(_enough(side, turns, name).min()) for side, name in zip(sides, ("with", "without")[-len(sides) :]))
     shared = variance == "shared" or (variance == "auto" and least < FEW)
-    fits = [_gaussians(scores, side, turns, shared) for side in sides]
+    pairs = ((inside, outside), (outside, inside))[-len(sides) :]
+    fits = [_gaussians(scores, side, other, turns, shared) for side, other in pairs]
     if form == "offline":
         return _mean_views((targets - fits[0].mean) / np.sqrt(fits[0].variance))
     densities = [-0.5 * ((targets - fit.mean) ** 2 / fit.variance + np.log(fit.variance)) for fit in fits]
@@ -75,7 +77,8 @@ def rmia(
 
     The share of z with `(p(x) / usual(x)) > gamma p(z) / usual(z)`, where p is the target's probability of the right class and
     usual the mean over reference models. Offline uses models without x only, and estimates the rest:
-    `((1 + a) p_out + (1 - a)) / 2` with a the `interpolation`; online is `(p_in + p_out) / 2`. Works with very few models.
+    `((1 + a) p_out + (1 - a)) / 2` with a the `interpolation`; online is `(p_in + p_out) / 2` for x, while strangers, which
+    nobody is trained on, keep the estimate. Works with very few models.
     population: log-odds [M, Z] of examples that no model was trained on; target_population: [T, Z] with `targets`. Results are
     multiples of 1 / Z: with few strangers many examples tie at 1, and small false-positive rates cannot be told apart.
     Raises BadInput as `lira`; one model on a side is enough (two, where models are attacked in turn).
@@ -109,13 +112,18 @@ def rmia_interpolation(scores, members, population, *, row: int = 0) -> float:
     others = np.arange(len(scores)) != row
     how: dict[str, Any] = {"targets": scores[[row]], "target_population": population[[row]]}
     known = scores[others], members[others], population[others]
-    return max(GRID, key=lambda a: auc(rmia(*known, interpolation=a, **how)[0], members[row]).value)
+
+    def area(a: float) -> float:
+        made = rmia(*known, interpolation=a, **how)[0]
+        return auc(made, members[row]).value if np.ptp(made) > 0 else 0.5
+
+    return max(GRID, key=area)
 
 
 def population_attack(targets, population) -> np.ndarray:
     """The share of strangers that score below each example, [T, N], Ye et al. 2022; from the attacked model alone.
 
-    targets: scores [T, N]; population: [T, Z] of examples that the model was not trained on. One less it is a p-value.
+    targets: scores [T, N]; population: [T, Z] of examples that the model was not trained on. Near 1 it claims membership.
     """
     targets, population = np.asarray(targets, np.float64), np.asarray(population, np.float64)
     fits = targets.ndim == population.ndim == 2 and len(targets) == len(population) and population.shape[1]
@@ -130,12 +138,14 @@ def population_attack(targets, population) -> np.ndarray:
 def _check(scores, members, outside) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scores, inside = np.asarray(scores, np.float64), np.asarray(members)
     require(scores.ndim in (2, 3), f"expected scores [M, N] or [M, N, Q], got {scores.shape}")
-    outside = ~inside if outside is None else np.asarray(outside)
-    for name, mask in (("members", inside), ("outside", outside)):
+    require(scores.size, f"scores need at least one model and one example, got {scores.shape}")
+    sides = {"members": inside} | ({} if outside is None else {"outside": np.asarray(outside)})
+    for name, mask in sides.items():
         require(
             mask.shape == scores.shape[:2], f"scores {scores.shape} and {name} {mask.shape} are of other models or examples"
         )
         require(mask.dtype == bool, f"{name} must be boolean, got {mask.dtype}")
+    outside = sides.get("outside", ~inside)
     require(not (inside & outside).any(), "a cell cannot be both trained on and not")
     require(np.isfinite(scores).all(), "scores must be finite")
     require(np.ptp(scores) > 0, f"all scores are {scores.flat[0]:g}: constant scores tell nobody apart")
@@ -153,10 +163,11 @@ def _targets(targets, scores: np.ndarray) -> np.ndarray:
 def _pair(unlearned, retrained) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of models on the same examples, [M, N] and [M', N]."""
     unlearned, retrained = np.asarray(unlearned, np.float64), np.asarray(retrained, np.float64)
-    fits = unlearned.ndim == retrained.ndim == 2 and unlearned.shape[1] == retrained.shape[1] and unlearned.shape[1]
+    fits = unlearned.ndim == retrained.ndim == 2 and unlearned.shape[1] == retrained.shape[1] and unlearned.shape[1] > 0
     require(
         fits, f"expected unlearned [M, N] and retrained [M', N] of the same examples, got {unlearned.shape}, {retrained.shape}"
     )
+    require(len(unlearned) and len(retrained), f"need models of either kind, got {len(unlearned)} and {len(retrained)} models")
     require(np.isfinite(unlearned).all() and np.isfinite(retrained).all(), "scores must be finite")
     both = np.concatenate([unlearned, retrained])
     require(np.ptp(both) > 0, f"all scores are {both.flat[0]:g}: constant scores tell nobody apart")
@@ -171,18 +182,32 @@ def _enough(side: np.ndarray, turns: bool, name: str, least: int = 2) -> np.ndar
     return counts
 
 
-def _sums(values: np.ndarray, side: np.ndarray, turns: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Count and sum over the models of a side, [1, N(, Q)]; or for each model in turn without its own, [M, N(, Q)]."""
-    side = side.reshape(*side.shape, *[1] * (values.ndim - 2))
-    own = np.where(side, values, 0.0)
+def _sums(values: np.ndarray, side: np.ndarray, other: np.ndarray, turns: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Count and sum over the models of a side, [1, N(, Q)]; or for each model in turn, [M, N(, Q)], without its own.
+
+    Whose own lies on the other side goes without another of this side: a side with one model more would look a little nearer
+    to everybody, and an attack on nothing would seem to do worse than chance.
+    """
+    own = np.where(_wide(side, values), values, 0.0)
     count, total = side.sum(axis=0, keepdims=True), own.sum(axis=0, keepdims=True)
-    return (count - side, total - own) if turns else (count, total)
+    if not turns:
+        return _wide(count, values), total
+    place = np.cumsum(other, axis=0) - 1  # among the models of the other side
+    mates = np.argsort(~side, axis=0, kind="stable")  # the models of this side stand first
+    mate = np.take_along_axis(mates, place % np.maximum(count, 1), axis=0)
+    missing = own + np.where(_wide(other, values), np.take_along_axis(own, _wide(mate, values), axis=0), 0.0)
+    return _wide(count - (side | other), values), total - missing
 
 
-def _gaussians(scores: np.ndarray, side: np.ndarray, turns: bool, shared: bool) -> _Fit:
+def _wide(cells: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[M, N] with the axes of views that the values have."""
+    return cells.reshape(*cells.shape, *[1] * (values.ndim - 2))
+
+
+def _gaussians(scores: np.ndarray, side: np.ndarray, other: np.ndarray, turns: bool, shared: bool) -> _Fit:
     middle = scores.mean(axis=0, keepdims=True)  # sums of squares of what is centred lose no digits
-    count, first = _sums(scores - middle, side, turns)
-    _, second = _sums((scores - middle) ** 2, side, turns)
+    count, first = _sums(scores - middle, side, other, turns)
+    _, second = _sums((scores - middle) ** 2, side, other, turns)
     mean = first / count
     spread = np.maximum(second - count * mean**2, 0.0)
     pooled = spread.sum(axis=1, keepdims=True) / (count - 1).sum(axis=1, keepdims=True)
@@ -194,11 +219,11 @@ def _gaussians(scores: np.ndarray, side: np.ndarray, turns: bool, shared: bool) 
 
 def _usual(p: np.ndarray, inside, outside, turns: bool, a: float, form: str) -> np.ndarray:
     """The usual probability of every example, [T or 1, N], never 0."""
-    count, total = _sums(p, outside, turns)
+    count, total = _sums(p, outside, inside, turns)
     out = np.maximum(total / np.maximum(count, 1), 1e-300)
     if form == "offline":
         return ((1 + a) * out + (1 - a)) / 2
-    count, total = _sums(p, inside, turns)
+    count, total = _sums(p, inside, outside, turns)
     return (out + total / np.maximum(count, 1)) / 2
 
 
