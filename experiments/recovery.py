@@ -57,13 +57,16 @@ def attacked(data, test, weights, seen, label: int, key) -> tuple[dict, list]:
     hints = sets.share_of(keys.named(key, "hints"), forget, data.y, 0.1)
     names = ("before", "retrain", *SGD)
     models_ = [forgotten(name, weights, seen, forget, key) for name in names]
-    swept, _ = audit.sweep(MODEL, models_, data, shown, key, radii=RADII, hints=hints)
+    swept, ends = audit.sweep(MODEL, models_, data, shown, key, radii=RADII, hints=hints)
+    others = sets.select(test, np.asarray(test.y) != label)
     found = {}
     for name, one, curves in zip(names, models_, swept):
         random = audit.random_search(MODEL, one, data, shown, key, radius=RADII[1], hints=hints, draws=200)
         back = audit.relearn(MODEL, one, data, shown, key, goal=GOAL, hints=hints, most=400, every=5)
         found[name] = {"recovery": [dataclasses.asdict(c) for c in curves], "random": dataclasses.asdict(random)}
         found[name]["relearning"] = dataclasses.asdict(back)
+        rest = (one, ends[names.index(name)][1])
+        found[name]["other classes"] = [float(evaluate.accuracy(*models.freeze(MODEL, w), others)) for w in rest]
     span = tuple(float(i) for i in range(len(swept[0][1].accuracy)))
     return found, [(f"{name}: class {label}", span, curves[1].accuracy) for name, curves in zip(names, swept)]
 
