@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import audit, keys, loop, models, nets, protect, report, sources, train, unlearn
+from dememo_jax import audit, evaluate, keys, loop, models, nets, protect, report, sources, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import runs
 from dememo_jax.report import Plot
@@ -72,23 +72,17 @@ def attacked(data, test, weights, seen, label: int, key) -> tuple[dict, list]:
 
 
 def table(found: dict) -> str:
-    head = [
-        "class",
-        "model",
-        "before the attack",
-        *(f"peak at {r:g}" for r in RADII),
-        f"random at {RADII[1]:g}",
-        f"steps to {GOAL:g}",
-    ]
+    head = ["class", "model", "before the attack", *(f"peak at {r:g}" for r in RADII)]
+    head += [f"other classes, {RADII[1]:g}", f"random at {RADII[1]:g}", f"steps to {GOAL:g}"]
     rows = []
     for label, each in found.items():
         for name, one in each.items():
             peaks = [f"{max(curve['accuracy']):.3f}" for curve in one["recovery"]]
             steps = one["relearning"]["steps"]
             before = f"{one['recovery'][0]['accuracy'][0]:.3f}"
-            rows.append(
-                [label, name, before, *peaks, f"{one['random']['chosen']:.3f}", "never" if steps is None else str(steps)]
-            )
+            rest = " -> ".join(f"{value:.3f}" for value in one["other classes"])
+            random = f"{one['random']['chosen']:.3f}"
+            rows.append([label, name, before, *peaks, rest, random, "never" if steps is None else str(steps)])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
 
 

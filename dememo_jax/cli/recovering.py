@@ -91,7 +91,7 @@ def _recovery(case) -> Part:
     note = f"{case.hints.words} as hints; {config.shape}, batch-norm statistics {config.statistics}{what}"
     plot = Plot("recovery", f"Recovery of {target.name}", "epoch of the attack", f"accuracy on {target.where}", curves, note)
     others = np.flatnonzero(~target.unseen)  # an attack that makes a network call everything one class shows here
-    rest = sets.take(case.base.test, others) if len(others) else None
+    rest = sets.take(case.base.test, jnp.asarray(others)) if len(others) else None
 
     def elsewhere(weights: Weights) -> float | None:
         return None if rest is None else float(evaluate.accuracy(*models.freeze(case.base.model, weights), rest))
