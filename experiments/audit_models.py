@@ -42,7 +42,7 @@ CASES = {
         {"finetune": (0.05, 5), "gradient ascent": (0.01, 5), "NPO": (0.003, 5)},
     ),
     "cifar": Case(
-        models.from_linen(nets.cnn(10, (16, 32, 64))), 64, 32, 1000, 64, 20,
+        models.from_linen(nets.cnn(10, (16, 32, 64))), 64, 64, 1000, 64, 20,
         {"finetune": (0.02, 3), "gradient ascent": (0.01, 5), "NPO": (0.01, 3)},
     ),
 }  # fmt: skip
@@ -119,7 +119,8 @@ def worlds(name: str, case: Case, data, test, key) -> None:
         blocks = {what: kept(f"{name}-{what.replace(' ', '-')}", (models_, len(shown.y), 2)) for what in wanted}
         if side == "retrained":  # what certified descent must not be told from
             blocks["certified, retrained"] = kept(f"{name}-certified-retrained", (case.worlds, len(shown.y), 2))
-        done = np.all([block[2] if len(block[2]) == models_ else block[2].repeat(2) for block in blocks.values()], axis=0)
+        # A block with fewer rows does not want the last ones.
+        done = np.all([np.append(block[2], np.ones(models_ - len(block[2]), bool)) for block in blocks.values()], axis=0)
         own = keys.named(key, side)
         method = learner(case, int(mask.sum()))
         how = {"passes": case.epochs, "batch": case.batch, "skip": np.flatnonzero(done).tolist()}
