@@ -126,22 +126,24 @@ def sweep(
     lanes = [(weights, radius) for weights in attacked for radius in radii]
     lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
     starts = [method.init(weights, length) for (weights, _), length in zip(lanes, lengths)]
+    starts += starts[-1:] * (-len(starts) % (1 if over is None else over.size))  # every device has as many
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
     width = usual_lanes(attacked[0].params, len(lanes)) if width is None else width
     run = functools.partial(each, width=width, over=over)
     count = int(held.sum())
     how = {"method": method, "model": model, "batch": batch, "per_pass": sets.steps(count, batch, 1)}
     right = run(functools.partial(_right, model=model), evaluation, state.inner.weights)
-    accuracy, distance = [np.asarray(right) / len(evaluation.y)], [np.zeros(len(lanes))]
+    accuracy, distance = [np.asarray(right)[: len(lanes)] / len(evaluation.y)], [np.zeros(len(lanes))]
     for epoch in range(epochs):
         shared = (keys.named(key, "recovery"), data, held, evaluation, epoch)
         state, right, gone, loss = run(functools.partial(_epoch, **how), shared, state)
+        loss = np.asarray(loss)[: len(lanes)]
         if not np.isfinite(loss).all():
             worst = int(np.argmax(~np.isfinite(loss)))
             what = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
             raise NonFinite(f"the loss of the attack on {what} became {loss[worst]} in epoch {epoch}; lower the learning rate")
-        accuracy.append(np.asarray(right) / len(evaluation.y))
-        distance.append(np.asarray(gone))
+        accuracy.append(np.asarray(right)[: len(lanes)] / len(evaluation.y))
+        distance.append(np.asarray(gone)[: len(lanes)])
         if after is not None:
             after(epoch + 1, accuracy[-1])
     curves = zip(lanes, lengths, np.transpose(accuracy).tolist(), np.transpose(distance).tolist())

@@ -76,11 +76,15 @@ def relearn(
     require(most >= every >= 1, f"need most >= every >= 1, got {most} and {every}")
     held = hint_mask(hints, len(data.y))
     tx = default_tx() if tx is None else tx
-    looks, accuracy = [0], [float(evaluate.accuracy(*models.freeze(model, weights), evaluation))]
+
+    def measure(weights: Weights) -> float:  # a count over their number: a share in float32 may fall short of the goal
+        return int(evaluate.correct(*models.freeze(model, weights), evaluation).sum()) / len(evaluation.y)
+
+    looks, accuracy = [0], [measure(weights)]
 
     def look(done: int, state: Any, info: Any) -> bool:
         looks.append(done)
-        accuracy.append(float(evaluate.accuracy(*models.freeze(model, state.weights), evaluation)))
+        accuracy.append(measure(state.weights))
         if after is not None:
             after(done, accuracy[-1])
         return accuracy[-1] >= goal

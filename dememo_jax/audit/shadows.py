@@ -231,8 +231,11 @@ def then_unlearn(
     forget: [N] for all, or [M, N]. Raises BadInput for a model that has nothing to forget or nothing to retain.
     """
     masks = check_masks(masks, len(data.y))
-    forget = np.broadcast_to(np.asarray(forget), masks.shape)
+    forget = np.asarray(forget)
     require(forget.dtype == bool, f"forget must be boolean, got {forget.dtype}")
+    fits = forget.shape in (masks.shape, masks.shape[1:])
+    require(fits, f"forget must be a mask [{masks.shape[1]}], or {list(masks.shape)} with a row a model; got {forget.shape}")
+    forget = np.broadcast_to(forget, masks.shape)
     own, kept = (masks & forget)[group.rows].sum(axis=1), (masks & ~forget)[group.rows].sum(axis=1)
     for row, gone, left in zip(group.rows, own, kept):
         require(gone and left, f"model {row} was trained on {gone} examples to forget and {left} others; it needs some of both")
