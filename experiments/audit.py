@@ -65,6 +65,7 @@ def membership(name: str, case: Case, count: int, key) -> tuple[dict, list]:
         }
         false, true, _ = bounds.roc(made, masks)
         at = np.unique(np.searchsorted(false, np.geomspace(1e-3, 1, 150), side="right") - 1)
+        at = at[true[at] > 0]
         curves.append((attack, tuple(np.maximum(false[at], 1e-3).tolist()), tuple(true[at].tolist())))
     return found | {"seconds": time.monotonic() - begun}, curves
 

@@ -12,7 +12,7 @@ from scipy import stats
 from dememo_jax import audit, certify, evaluate, keys, loop, models, sources, train, tree
 from dememo_jax import data as sets
 from dememo_jax.errors import BadInput, NonFinite
-from dememo_jax.types import Dataset, Weights
+from dememo_jax.types import Dataset, Model, Weights
 
 KEY = jax.random.key(4)
 
@@ -43,19 +43,22 @@ def right(w, data):
 HINTS = np.arange(120) % 4 == 1
 
 
+def points(start, draws):
+    w = np.float64(start.params["w"])
+    for i in range(draws):
+        way = np.float64(tree.gaussian_like(keys.at(keys.named(KEY, "random"), i), start.params)["w"])
+        yield w + 1.5 * way / np.linalg.norm(way)
+
+
 @pytest.mark.parametrize("strategy", ["map", "vmap"])
 def test_random_search_is_the_loop_over_its_draws(digits, start, strategy):
     data, evaluation = digits
     found = audit.random_search(linear(), start, data, evaluation, KEY, radius=1.5, hints=HINTS, draws=40, strategy=strategy)
-    w, hinted = np.float64(start.params["w"]), sets.select(data, HINTS)
-    scores = []
-    for i in range(40):
-        way = np.float64(tree.gaussian_like(keys.at(keys.named(KEY, "random"), i), start.params)["w"])
-        point = w + 1.5 * way / np.linalg.norm(way)
-        scores.append((right(point, hinted), right(point, evaluation)))
+    hinted = sets.select(data, HINTS)
+    scores = [(right(point, hinted), right(point, evaluation)) for point in points(start, 40)]
     on_hints, on_all = np.array(scores).T
     assert (found.radius, found.draws) == (1.5, 40)
-    assert found.before == pytest.approx(right(w, evaluation) / 100)
+    assert found.before == pytest.approx(right(np.float64(start.params["w"]), evaluation) / 100)
     assert found.chosen == on_all[on_hints.argmax()] / 100
     assert found.oracle == on_all.max() / 100
     assert found.chosen < found.oracle  # here; never the other way round
@@ -90,8 +93,8 @@ def test_a_tie_on_the_hints_goes_to_the_first(digits, start):
     data, evaluation = digits
     alike = data._replace(x=jnp.zeros_like(data.x))  # every point is as good on these
     found = audit.random_search(linear(), start, alike, evaluation, KEY, radius=1.5, draws=40, strategy="map")
-    first = audit.random_search(linear(), start, alike, evaluation, KEY, radius=1.5, draws=1, strategy="map")
-    assert found.chosen == first.chosen < found.oracle
+    first, *_, last = (right(point, evaluation) / 100 for point in points(start, 40))
+    assert last != first == found.chosen < found.oracle
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,11 @@ def test_the_first_look_at_which_the_goal_is_reached(digits, start, curve):
         assert found.accuracy[-1] >= goal > found.accuracy[-2]
 
 
+def test_an_accuracy_that_is_the_goal_is_enough(digits, start):
+    goal = relearned(digits, start, 1.0).accuracy[1]
+    assert relearned(digits, start, goal).looks == (0, 4)
+
+
 def test_nothing_is_done_where_the_goal_is_reached(digits, start, curve):
     found = relearned(digits, start, curve[0] - 0.02, after=lambda *call: pytest.fail("took a step"))
     assert (found.steps, found.looks, len(found.accuracy)) == (0, (0,), 1)
@@ -163,6 +171,19 @@ def test_an_accuracy_that_is_the_goal_reaches_it(count):
         weights = Weights({"w": np.zeros(2, np.float32)}, ())
         found = audit.relearn(identity, weights, data, data, KEY, goal=hits / count, most=1, every=1, tx=STILL, batch=count)
         assert found.steps == 0, hits
+
+
+@pytest.mark.parametrize(("how", "reached"), [({}, None), ({"statistics": "fit"}, 1)])
+def test_statistics_are_frozen_unless_asked(how, reached):
+    model = Model(
+        init=lambda key, x: None,
+        apply=lambda weights, x: x + weights.params["w"] + weights.stats * jnp.array([1.0, 0.0]),
+        fit=lambda weights, x, key: (x + weights.params["w"], weights._replace(stats=weights.stats + 1)),
+    )
+    data = Dataset(np.tile(np.float32([0, 0.5]), (4, 1)), np.zeros(4, np.int32), np.arange(4))
+    weights = Weights({"w": np.zeros(2, np.float32)}, np.float32(0))  # right once the statistics have moved
+    found = audit.relearn(model, weights, data, data, KEY, goal=1.0, most=2, every=1, tx=STILL, batch=4, **how)
+    assert found.steps == reached
 
 
 def test_only_the_hints_are_learned_from(digits, start):

@@ -165,11 +165,12 @@ def test_models_see_their_own_examples_only(trained):
     same(one(group.weights, 1), one(trained[0].weights, 1))
 
 
-def test_a_loss_that_is_no_number_names_its_model(trained):
-    only_6 = int(np.flatnonzero(MASKS[6] & ~MASKS[4])[0])
-    poisoned = DATA._replace(x=DATA.x.at[only_6].set(jnp.nan))
-    with pytest.raises(NonFinite, match=r"shadow model 1 became nan in pass 0"):
-        list(shadows(poisoned, MASKS[[4, 6]]))
+def test_a_loss_that_is_no_number_names_its_model():
+    chosen = MASKS[[2, 4, 6]]  # groups of 0, which is not wanted, and of 1 and 2
+    bad = int(np.flatnonzero(chosen[2] & ~chosen[1])[0])
+    poisoned = DATA._replace(x=DATA.x.at[bad].set(jnp.nan))
+    with pytest.raises(NonFinite, match=r"shadow model 2 became nan in pass 0"):
+        list(shadows(poisoned, chosen, skip=[0]))
 
 
 def test_convolutions_and_their_statistics():
@@ -306,7 +307,7 @@ def test_descended_runs_finishes_and_splits_its_key(finishes):
     [
         MASKS[1],  # model 0 has none of them
         np.ones(N, bool),  # nothing would be left
-        some(4, 0),  # of model 3 as many by luck alone
+        np.stack([some(5 if row == 3 else 4, row) for row in range(7)]),  # not equally many
         some(4, 0, 1).astype(int),
         np.zeros(N, bool),
         np.zeros(N - 1, bool),
@@ -362,6 +363,9 @@ def test_usual_width(monkeypatch):
         return audit.usual_width(KEY, MODEL, METHOD, DATA, MASKS, batch=BATCH)
 
     assert dense() == 32
+    size = (64 * 16 + 16) + (16 * 10 + 10)
+    monkeypatch.setattr(montecarlo, "scratch", lambda: 5 * 16 * size)  # of five networks, their gradients and optimisers
+    assert dense() == 5
     monkeypatch.setattr(montecarlo, "scratch", lambda: 0)
     assert dense() == 1
 
@@ -419,13 +423,20 @@ for many, single in zip(four, after_all(None)[1:]):
     np.testing.assert_allclose(many, single, rtol=1e-4, atol=1e-4)
 assert np.abs(four[0] - four[1]).max() > 0.1
 print("shadows", flush=True)
+add = lambda shared, rows: shared + rows
+for gather, rows in ((True, 8), (False, 2)):
+    found = jax.jit(mesh.spread(add, mesh.mesh(), gather=gather))(np.float32(1), np.arange(8.0))
+    np.testing.assert_array_equal(found, np.arange(1.0, 9.0))
+    assert found.sharding.shard_shape(found.shape) == (rows,), gather
+print("spread", flush=True)
 attacked = [t.MODEL.init(jax.random.key(0), t.DATA.x[:1])]
 def sweep(radii, **how):
     return audit.sweep(t.MODEL, attacked, t.DATA, t.DATA, t.KEY, radii=radii, epochs=1, batch=20, width=1, **how)[0][0]
-for many, radius in zip(sweep([0.2, 0.4, 0.6], over=mesh.mesh()), (0.2, 0.4, 0.6)):
+for many, radius in zip(sweep([0.01, 0.02, 0.03], over=mesh.mesh()), (0.01, 0.02, 0.03)):
     (single,) = sweep([radius])
     np.testing.assert_allclose(many.accuracy, single.accuracy, atol=1.5 / t.N)
     np.testing.assert_allclose(many.distance, single.distance, rtol=1e-4)
+    assert abs(many.distance[1] / radius - 1) < 1e-4  # the balls bind
 print("sweep")
 """
 
@@ -440,6 +451,10 @@ def on_four():
 
 def test_four_devices_give_the_scores_of_one(on_four):
     assert "shadows" in on_four.stdout.split(), on_four.stderr[-2000:]
+
+
+def test_what_is_not_gathered_stays_cut(on_four):
+    assert "spread" in on_four.stdout.split(), on_four.stderr[-2000:]
 
 
 def test_a_sweep_need_not_fill_the_devices(on_four):

@@ -121,6 +121,7 @@ def _curve(scores: np.ndarray, members: np.ndarray) -> tuple[tuple[float, ...], 
     """At most 200 points of a ROC, evenly spread on the logarithmic axis."""
     false, true, _ = bounds.roc(scores, members)
     at = np.unique(np.searchsorted(false, np.geomspace(1e-3, 1, 200), side="right") - 1)
+    at = at[true[at] > 0]  # what a logarithmic axis can show
     return tuple(np.maximum(false[at], 1e-3).tolist()), tuple(true[at].tolist())
 
 

@@ -82,7 +82,8 @@ def recovered(case) -> list[Part]:
 
 def _recovery(case) -> Part:
     config, target = case.config, case.target
-    jobs = [(name, model, share) for name, model in models_of(case).items() for share in config.radii]
+    attacked = {n: m for n, m in models_of(case).items() if n == THIS or m.digest != case.base.digest}
+    jobs = [(name, model, share) for name, model in attacked.items() for share in config.radii]
     done = [(name, *_recover(case, name, model, share)) for name, model, share in jobs]
     mine = [recovery for name, recovery, _ in done if name == THIS]
     span = tuple(float(i) for i in range(config.epochs + 1))
