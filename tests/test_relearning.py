@@ -92,8 +92,8 @@ def test_all_points_lie_on_the_sphere(only, yes):
 def test_a_tie_on_the_hints_goes_to_the_first(digits, start):
     data, evaluation = digits
     alike = data._replace(x=jnp.zeros_like(data.x))  # every point is as good on these
-    found = audit.random_search(linear(), start, alike, evaluation, KEY, radius=1.5, draws=40, strategy="map")
-    first, *_, last = (right(point, evaluation) / 100 for point in points(start, 40))
+    found = audit.random_search(linear(), start, alike, evaluation, KEY, radius=1.5, draws=38, strategy="map")
+    first, *_, last = (right(point, evaluation) / 100 for point in points(start, 38))
     assert last != first == found.chosen < found.oracle
 
 

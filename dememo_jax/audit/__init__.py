@@ -27,14 +27,13 @@ from dememo_jax.audit.shadows import (
     Group,
     calibrate,
     descended,
-    folds,
-    halves,
     score,
     shadow_scores,
     then_unlearn,
     train_shadows,
     usual_width,
 )
+from dememo_jax.audit.splits import folds, halves
 
 __all__ = [
     "EpsilonHat",
