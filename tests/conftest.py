@@ -35,6 +35,16 @@ def _compile_quickly(request):
         jax.clear_caches()  # the next file may want the optimised ones
 
 
+@pytest.fixture(scope="module")
+def no_pictures():
+    """They are drawn in other tests."""
+    from dememo_jax import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda plot: bytes.fromhex("89504e470d0a1a0a"))
+        yield
+
+
 def pytest_collection_modifyitems(items):
     """Files that take long go first, so that the processes end together."""
     order = {name: place for place, name in enumerate(LONG)}

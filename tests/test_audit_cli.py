@@ -1,34 +1,19 @@
 """`dememo audit`: every attack by name, its null, what is refused, and cohorts that are interrupted."""
 
-import json
 import shutil
 from typing import get_args
 
 import numpy as np
 import pytest
+from commands import inside, result
 
-from dememo_jax import audit, cli, report
+from dememo_jax import audit, cli
 from dememo_jax.cli import configs
 
-PIXEL = bytes.fromhex("89504e470d0a1a0a")
 COMPARED = ("u-lira", "klom", "epsilon", "two-sided", "relative")
 
 
-def inside(*arguments):
-    """The command in this process; returns its exit code."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """They are drawn in other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda plot: PIXEL)
-        yield
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +35,6 @@ def root(tmp_path_factory):
 
 def audited(root, run, *asked, source="ft"):
     return inside("audit", "--run", run, "--from", root / source, "--epochs", 2, *asked)
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_one_model_and_its_reference(root, tmp_path, capsys):

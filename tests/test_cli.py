@@ -7,18 +7,10 @@ import shutil
 import numpy as np
 import optax
 import pytest
+from commands import inside, result
 
 from dememo_jax import cli, protect, report
 from dememo_jax.cli import recipes
-
-
-def inside(*arguments):
-    """The same command in this process; returns its exit code."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +24,6 @@ def victim(tmp_path_factory):
         unlearn = ("unlearn", "--run", root / folder, "--from", root / "victim", "--method", method)
         assert inside(*unlearn, "--forget-class", 0, "--epochs", 1) == 0
     return root
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_quickstart_reduced(tmp_path, capsys, monkeypatch):

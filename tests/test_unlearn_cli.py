@@ -11,31 +11,17 @@ from typing import get_args
 import jax
 import numpy as np
 import pytest
+from commands import inside, result
 from scipy.stats import norm
 
-from dememo_jax import checkpoint, cli, report, sources, unlearn
+from dememo_jax import checkpoint, cli, sources, unlearn
 from dememo_jax.cli import certified, configs, console, forgetting, lineage, runs, selection
 
 N = 1347
 HIDDEN = (0, 1)  # classes of which nine in ten are protected
-PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
 
-def inside(*arguments):
-    """The command in this process; returns its exit code."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """They are drawn in other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda plot: PIXEL)
-        yield
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +39,6 @@ def root(tmp_path_factory):
 
 def forget(root, run, *asked, source="victim"):
     return inside("unlearn", "--run", root / run, "--from", root / source, *asked)
-
-
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 @functools.cache
