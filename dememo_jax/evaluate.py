@@ -40,7 +40,10 @@ def _logits(apply, params, x, *, batch):
 
 def correct(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
     """1.0 where the network is right, [N]."""
-    return losses.correct(logits(apply, params, data.x, batch=batch), data.y)
+    return _right(logits(apply, params, data.x, batch=batch), data.y)
+
+
+_right = jax.jit(losses.correct)  # one program where it is called outside of one
 
 
 def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:

@@ -227,7 +227,7 @@ def test_a_share_of_the_classes(root):
 
 def test_audit_and_certify_take_what_unlearn_left(root, tmp_path):
     assert unlearned(root, "noisy") == unlearned(root, "boundary-expand") == 0
-    attack = ("--epochs", 1, "--radii", 0.1, "--reference", root / "retrain")
+    attack = ("--epochs", 1, "--radii", 0.1, "--against", root / "retrain")
     assert inside("audit", "--run", tmp_path / "audit", "--from", root / "boundary-expand", *attack) == 0
     assert result(tmp_path / "audit")["values"]["target_class"] == 0
     bound = ("--draws", 100, "--eta", 0.01, "--side", "lower", "--strategy", "map")

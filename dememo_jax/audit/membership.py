@@ -49,14 +49,9 @@ def signals(logits, labels) -> dict[str, np.ndarray]:
     `correctness` 1[argmax p = y]; `confidence` log p_y, which ranks as the (negative) loss does, Yeom et al. 2018;
     `entropy` and `modified entropy` of p, negated: Song and Mittal 2021. Raises BadInput for logits that are not finite.
     """
-    logits, labels = _outputs(logits, labels)
-    features = {
-        "correctness": losses.correct(logits, labels),
-        "confidence": -losses.cross_entropy(logits, labels),
-        "entropy": -losses.entropy(logits),
-        "modified entropy": -losses.modified_entropy(logits, labels),
-    }
-    return {name: np.asarray(values, np.float64) for name, values in features.items()}
+    found = _signals(*_outputs(logits, labels))
+    names = ("correctness", "confidence", "entropy", "modified entropy")
+    return {name: np.asarray(values, np.float64) for name, values in zip(names, found)}
 
 
 def class_thresholds(member, nonmember, classes: int) -> dict[str, np.ndarray]:
@@ -99,12 +94,17 @@ def _outputs(logits, labels) -> tuple[jnp.ndarray, jnp.ndarray]:
     return jnp.asarray(logits), jnp.asarray(labels)
 
 
+_softmax = jax.jit(jax.nn.softmax)
+
+
+@jax.jit
+def _signals(logits, labels):
+    unlikely = (losses.cross_entropy(logits, labels), losses.entropy(logits), losses.modified_entropy(logits, labels))
+    return losses.correct(logits, labels), *(-values for values in unlikely)
+
+
 def _features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Feature name -> [B, features], from logits [B, K] and labels [B]."""
-    outputs, answers = _outputs(logits, labels)
-    features = {
-        "correctness": losses.correct(outputs, answers)[:, None],
-        "probability": jax.nn.softmax(outputs),
-        "entropy": losses.entropy(outputs)[:, None],
-    }
-    return {name: np.asarray(values, np.float64) for name, values in features.items()}
+    found = signals(logits, labels)
+    chances = np.asarray(_softmax(jnp.asarray(logits)), np.float64)
+    return {"correctness": found["correctness"][:, None], "probability": chances, "entropy": -found["entropy"][:, None]}
