@@ -31,6 +31,7 @@ def from_linen(module: Any, *, training: Mapping | None = None, evaluation: Mapp
         training, evaluation = _modes(module)
     training, evaluation = dict(training or {}), dict(evaluation or {})
 
+    @jax.jit  # operation by operation a first call takes seconds
     def init(key: Key, x: Array) -> Weights:
         stats = dict(module.init({"params": key, "dropout": key}, x, **evaluation))
         return Weights(stats.pop("params"), stats)
