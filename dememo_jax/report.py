@@ -105,6 +105,9 @@ def draw(plot: Plot) -> bytes:
     return _draw(dataclasses.replace(plot, name="", note=""))
 
 
+STYLES = ("-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)))
+
+
 @functools.lru_cache(maxsize=64)
 def _draw(plot: Plot) -> bytes:
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
@@ -117,7 +120,7 @@ def _draw(plot: Plot) -> bytes:
         line = owners[:number].count(owner) if owners.count(owner) > 1 else number
         values = [math.nan if y is None else y for y in ys]
         marker = "." if len(xs) < 12 else None
-        axes.plot(xs, values, label=label, color=colours[owner], linestyle=("-", "--", ":", "-.")[line % 4], marker=marker)
+        axes.plot(xs, values, label=label, color=colours[owner], linestyle=STYLES[line % len(STYLES)], marker=marker)
     if plot.scale == "roc":
         axes.plot([1e-3, 1], [1e-3, 1], color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
