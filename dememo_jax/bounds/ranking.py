@@ -5,6 +5,7 @@ share a model and cells of one column an example, so they are not independent, a
 clusters, Cameron, Gelbach and Miller 2011; for the area as Obuchowski 1997).
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -104,20 +105,26 @@ def tpr_at(scores, members, fpr: float, *, alpha: float = 0.05, counted=None) ->
     hits = scores > threshold
     value = float(hits[inside].mean())
     n_in, n_out = _effective(hits, inside, each), _effective(hits, outside, each)
-    counts = np.arange(m + 1) / m
-    most = np.append(stats.beta.ppf(1 - each, counts[:-1] * n_out + 1, (1 - counts[:-1]) * n_out), 1.0)
-    least = np.append(0.0, stats.beta.ppf(each, counts[1:] * n_out, (1 - counts[1:]) * n_out + 1))
+    # Limits grow with the count, so that a search finds the counts whose limits keep to `fpr`.
     low, high = 0.0, 1.0
-    if (most <= fpr).any():
-        strict = descending[np.flatnonzero(most <= fpr)[-1]]  # so many non-members, at most, lie above it
-        rate = float((scores[inside] > strict).mean())
-        low = float(stats.beta.ppf(each, rate * n_in, (1 - rate) * n_in + 1)) if rate > 0 else 0.0
-    if (least >= fpr).any():
-        lax = descending[np.flatnonzero(least >= fpr)[0] - 1]
-        rate = float((scores[inside] >= lax).mean())
-        high = float(stats.beta.ppf(1 - each, rate * n_in + 1, (1 - rate) * n_in)) if rate < 1 else 1.0
+    surely_below = bisect.bisect_right(range(m + 1), fpr, key=lambda count: _most(count / m, n_out, each))
+    if surely_below:
+        strict = descending[surely_below - 1]  # fewer non-members than that lie above it
+        low = _least(float((scores[inside] > strict).mean()), n_in, each)
+    surely_above = bisect.bisect_left(range(m + 1), fpr, key=lambda count: _least(count / m, n_out, each))
+    if surely_above <= m:
+        high = _most(float((scores[inside] >= descending[surely_above - 1]).mean()), n_in, each)
     needed = math.ceil((1 - 1e-9) / fpr)
     return Operating(fpr, value if m >= needed else None, low, high, m, needed)
+
+
+def _least(share: float, n: float, tail: float) -> float:
+    """Clopper and Pearson's lower limit of a share of n trials, not necessarily a whole number."""
+    return float(stats.beta.ppf(tail, share * n, (1 - share) * n + 1)) if share > 0 else 0.0
+
+
+def _most(share: float, n: float, tail: float) -> float:
+    return float(stats.beta.ppf(1 - tail, share * n + 1, (1 - share) * n)) if share < 1 else 1.0
 
 
 def check_scores(scores, members, counted=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
