@@ -1,4 +1,4 @@
-"""Projected gradient search, on inputs and inside balls of weights: one core for perturbations and recovery."""
+"""Projected gradient search, on inputs and inside balls of weights: one core for perturbations, recovery and sharpness."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,22 @@ from dememo_jax.types import Array, Dataset, Key, Method, Params
 
 def search(
     key: Key,
-    point: Array,
-    gradient: Callable[[Key, Array, Array], Array],
+    point: Any,
+    gradient: Callable[[Key, Array, Any], Any],
     *,
     stride: float | Array,
     steps: int,
-    project: Callable[[Array], Array],
-    direction: Callable[[Array], Array] = jnp.sign,
-) -> Array:
-    """`steps` times `point = project(point - stride * direction(gradient(key_t, t, point)))`; to climb, negate the gradient."""
+    project: Callable[[Any], Any],
+    direction: Callable[[Any], Any] = jnp.sign,
+) -> Any:
+    """`steps` times `point = project(point - stride * direction(gradient(key_t, t, point)))`; to climb, negate the gradient.
+
+    A point is an array or a tree of them.
+    """
 
     def body(current, t):
-        move = stride * direction(gradient(keys.at(key, t), t, current))
-        return project(current - move), None
+        way = direction(gradient(keys.at(key, t), t, current))
+        return project(jax.tree.map(lambda old, move: old - stride * move, current, way)), None
 
     return jax.lax.scan(body, point, jnp.arange(steps))[0]
 

@@ -31,7 +31,7 @@ from dememo_jax.bounds.quantiles import (
     shifted_level,
     shifted_tail,
 )
-from dememo_jax.bounds.ranking import Estimate, Operating, auc, check_scores, roc, tpr_at
+from dememo_jax.bounds.ranking import Estimate, Operating, auc, check_scores, rank_correlation, roc, tpr_at
 from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
 from dememo_jax.bounds.samples import (
     Permutation,
@@ -88,6 +88,7 @@ __all__ = [
     "rates_epsilon",
     "relative_distance",
     "removal_budget",
+    "rank_correlation",
     "roc",
     "shifted_level",
     "shifted_tail",

@@ -76,6 +76,19 @@ def auc(scores, members, *, alpha: float = 0.05, counted=None) -> Estimate:
     return logit_limits(value, variance, clusters, alpha)
 
 
+def rank_correlation(x, y) -> tuple[float | None, float | None]:
+    """Spearman's rank correlation of two lists, and its two-sided p-value by Student's t (rough below ten pairs).
+
+    (None, None) for fewer than three pairs, or where all of one list are equal: there is no such number.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    require(x.shape == y.shape and x.ndim == 1, f"expected two lists of one length, got {x.shape} and {y.shape}")
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None, None
+    found = stats.spearmanr(x, y)
+    return float(found.statistic), float(found.pvalue)
+
+
 def logit_limits(value: float, variance: float, independent: int, alpha: float) -> Estimate:
     """Limits of a share in [0, 1] from its variance; at 0 or 1, those of so many independent cases that all fell alike."""
     if variance <= 0 or value in (0.0, 1.0):

@@ -10,17 +10,21 @@ one block of activations, and no per-example gradient is stored except where it 
 mode, its statistics bound (`models.freeze`): every function here is of the parameters alone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from dememo_jax import data as sets
-from dememo_jax import losses
+from dememo_jax import losses, models
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Dataset, Loss, Params
+
+Operator = Callable[[Params], Params]  # a symmetric matrix: K stacked vectors (trees of [K, ...]) -> K stacked products
 
 
 def hvp(objective: Callable[[Params], Array], params: Params, vector: Params) -> Params:
@@ -51,6 +55,20 @@ def total(of_block: Callable[[Any, Array], Any], examples: Any, *, mask: Array |
 
     start = jax.tree.map(zero, jax.eval_shape(block, 0))
     return jax.lax.fori_loop(0, -(-members // batch), lambda i, sums: jax.tree.map(jnp.add, sums, block(i)), start)
+
+
+def mean_loss(
+    apply: Apply,
+    params: Params,
+    data: Dataset,
+    *,
+    mask: Array | None = None,
+    loss: Loss = losses.cross_entropy,
+    batch: int = 128,
+) -> Array:
+    """L itself, a scalar."""
+    summed = total(lambda block, real: _summed(apply, loss, block, real)(params), data, mask=mask, batch=batch)
+    return summed / (len(data.y) if mask is None else jnp.asarray(mask).sum())
 
 
 def mean_gradient(
@@ -106,6 +124,64 @@ def hessian_product(
     """The Hessian of L times `vector`; of a network it may be indefinite."""
     sums = total(lambda block, real: hvp(_summed(apply, loss, block, real), params, vector), data, mask=mask, batch=batch)
     return _mean(sums, params, mask, len(data.y))
+
+
+def operator(
+    apply: Apply,
+    params: Params,
+    data: Dataset,
+    *,
+    of: str = "hessian",
+    mask: Array | None = None,
+    loss: Loss = losses.cross_entropy,
+    batch: int = 128,
+) -> Operator:
+    """A matrix of L as a function of K stacked vectors, for the estimates of this module: `of` "hessian" or "ggn".
+
+    A block of examples is linearised once for all vectors, and its activations are forgotten before the next: memory is
+    those of one block and K trees. float32 products run at the highest precision of the device. What is returned passes
+    through jit as an argument, weights and data with it, and equal settings share compiled programs.
+    """
+    require(of in ("hessian", "ggn"), f"of must be 'hessian' or 'ggn', got {of!r}")
+    return Partial(_operator(of, loss, batch), models.as_apply(apply), params, data, _check(mask, len(data.y), batch))
+
+
+@functools.lru_cache(maxsize=256)
+def _operator(of: str, loss: Loss, batch: int) -> Callable:
+    def product(apply, params, data, mask, vectors):
+        def of_block(block, real):
+            if of == "hessian":
+                _, linear = jax.linearize(jax.grad(_summed(apply, loss, block, real)), params)
+                return jax.lax.map(linear, vectors)
+            logits, push = jax.linearize(lambda p: apply(p, block.x), params)
+            pull = jax.linear_transpose(push, params)
+            _, bend = jax.linearize(jax.grad(lambda z: jnp.where(real, loss(z, block.y), 0.0).sum()), logits)
+            return jax.lax.map(lambda vector: pull(bend(push(vector)))[0], vectors)
+
+        with jax.default_matmul_precision("highest"):
+            sums = total(of_block, data, mask=mask, batch=batch)
+        return _mean(sums, params, mask, len(data.y))
+
+    return product
+
+
+def restricted(product: Operator, params: Params, chosen: list[bool]) -> tuple[Operator, list[Array]]:
+    """The block of the matrix that belongs to the chosen leaves, as an operator on a list of them; and those leaves."""
+    leaves = jax.tree.leaves(params)
+    kept = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if keep]
+    return Partial(_block(tuple(chosen)), product, params), kept
+
+
+@functools.lru_cache(maxsize=256)
+def _block(chosen: tuple[bool, ...]) -> Callable:
+    def product(whole, params, vectors):
+        leaves, treedef = jax.tree.flatten(params)
+        count, given = len(vectors[0]), iter(vectors)
+        full = [next(given) if keep else jnp.zeros((count, *leaf.shape), leaf.dtype) for leaf, keep in zip(leaves, chosen)]
+        found = jax.tree.leaves(whole(jax.tree.unflatten(treedef, full)))
+        return [leaf for leaf, keep in zip(found, chosen) if keep]
+
+    return product
 
 
 def ggn_product(
