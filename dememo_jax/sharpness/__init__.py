@@ -18,7 +18,7 @@ from dememo_jax.sharpness.landscape import (
     trajectory,
 )
 from dememo_jax.sharpness.learnability import SOLVERS, learnable_layers, sal
-from dememo_jax.sharpness.results import Measure, Sal, tracked
+from dememo_jax.sharpness.results import Measure, Sal, from_plain, tracked
 
 __all__ = [
     "SOLVERS",
@@ -29,6 +29,7 @@ __all__ = [
     "Surface",
     "Trajectory",
     "compared",
+    "from_plain",
     "learnable_layers",
     "learnable_threshold",
     "line",

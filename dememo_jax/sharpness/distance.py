@@ -47,6 +47,8 @@ def two_means(values) -> float:
     x = np.sort(np.asarray(values, np.float64).ravel())
     require(len(x) >= 2, f"two clusters need at least two values, got {len(x)}")
     require(np.isfinite(x).all(), "two clusters need finite values")
+    if x[0] == x[-1]:
+        return float(x[0])  # to the bit, so that none of them lies above it
     x0 = x - x.mean()  # the sums below keep their digits
     left, count = np.cumsum(x0)[:-1], np.arange(1, len(x))
     gain = left**2 / count + (x0.sum() - left) ** 2 / (len(x) - count)  # of squares explained

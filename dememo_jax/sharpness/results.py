@@ -41,3 +41,15 @@ class Sal:
 def tracked(epochs: Sequence[Sal]) -> np.ndarray:
     """SAL of every layer over epochs, [L, T]: a layer's mean where each parameter has a number of its own."""
     return np.array([[float(np.mean(one.value[name])) for one in epochs] for name in epochs[0].measure.layers])
+
+
+def from_plain(plain: Mapping) -> Sal:
+    """The Sal that `dataclasses.asdict` and JSON made a plain dict of."""
+    measure = dict(plain["measure"])
+    measure |= {"settings": tuple((name, value) for name, value in measure["settings"]), "layers": tuple(measure["layers"])}
+    found = {**plain, "measure": Measure(**measure), "stalled": tuple(plain["stalled"])}
+    if measure["granularity"] == "parameter":
+        for name in ("value", "error"):
+            if found[name] is not None:
+                found[name] = {path: np.asarray(values) for path, values in found[name].items()}
+    return Sal(**found)
