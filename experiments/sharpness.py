@@ -4,8 +4,8 @@
     python experiments/sharpness.py --data cifar10-2000.npz          # 2,000 training images; about an hour on two CPU cores
 
 Networks are trained on clean and on protected images, on noise of the same budget, on random labels, and with a rising share of
-protected images; after some of the epochs SAL of every layer is measured on the images they train on. One JSON a network is kept in
-`runs/sharpness`, so that a killed run goes on; the tables go to `experiments/results/sharpness-DATA.json` and `.md`.
+protected images; after some of the epochs SAL of every layer is measured on the images they train on. One JSON a network is
+kept in `runs/sharpness`, so that a killed run goes on; the tables go to `experiments/results/sharpness-DATA.json` and `.md`.
 """
 
 import argparse
@@ -39,7 +39,11 @@ class Setting(NamedTuple):
 
 CO = {"batch": 128, "learner_steps": 20}
 NORMAL = {"solver": "normalized", "rounds": 5, "stride": 0.5}
-LOCAL = {"one_step": {"solver": "one_step"}, "hvp": {"solver": "hvp"}, "diagonal": {"solver": "diagonal", "granularity": "layer"}}
+LOCAL = {
+    "one_step": {"solver": "one_step"},
+    "hvp": {"solver": "hvp"},
+    "diagonal": {"solver": "diagonal", "granularity": "layer"},
+}
 SOLVERS = {"ball": {"solver": "ball"}, "normalized": NORMAL, **LOCAL}
 SETTINGS = {
     "digits": Setting(
@@ -105,7 +109,9 @@ def measured(setting: Setting, training, test, seed: int) -> list[dict]:
         found.append(entry)
 
     state = method.init(key, training.x[:1])
-    loop.run(method, key, state, training, steps=per_epoch * setting.epochs[-1], every=per_epoch, after=after, batch=setting.batch)
+    loop.run(
+        method, key, state, training, steps=per_epoch * setting.epochs[-1], every=per_epoch, after=after, batch=setting.batch
+    )
     return found
 
 
@@ -117,7 +123,9 @@ def gather(name: str, setting: Setting, path: str, root: Path, seeds: int) -> di
     source = lineage.clean(path, None)
     mains = ["clean", *setting.methods, "random labels"]
     shares = [f"em {100 * share:g}%" for share in setting.shares]
-    jobs = [(kind, seed) for seed in range(seeds) for kind in mains] + [(kind, seed) for seed in range(seeds) for kind in shares]
+    jobs = [(kind, seed) for seed in range(seeds) for kind in mains] + [
+        (kind, seed) for seed in range(seeds) for kind in shares
+    ]
     found: dict = {}
     for kind, seed in jobs:
         file = root / name / f"{kind.replace(' ', '-').replace('%', '')}-{seed}.json"
@@ -163,7 +171,11 @@ def tables(found: dict, setting: Setting) -> tuple[str, dict]:
         cells = [spread([one[-1]["test"] for one in seeds]), *(spread([d.distance for d in by[kind]]) for by in each.values())]
         cells += [spread([d.ratio for d in ball]), f"{np.mean([d.stalled for d in ball]):.0%}"]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines += ["", "| solver | rank correlation with test accuracy, seed by seed | with the order of the paper's solver | seconds |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| solver | rank correlation with test accuracy, seed by seed | with the order of the paper's solver | seconds |",
+        "|---|---|---|---|",
+    ]
     agreement = {}
     whole = [kind for kind in found if "%" not in kind and len(found[kind]) == len(found["clean"])]
     seeds = range(len(found["clean"]))
@@ -173,7 +185,11 @@ def tables(found: dict, setting: Setting) -> tuple[str, dict]:
         theirs = [[each["ball"][k][s].distance for k in whole] for s in seeds]
         like = [sharpness.distance.bounds.rank_correlation(a, b)[0] for a, b in zip(mine, theirs)]
         took = [e[solver]["seconds"] for k in found for one in found[k] for e in one[1:]] if solver in setting.solvers else []
-        agreement[solver] = {"with accuracy": with_accuracy, "with the paper's solver": like, "seconds": np.median(took) if took else None}
+        agreement[solver] = {
+            "with accuracy": with_accuracy,
+            "with the paper's solver": like,
+            "seconds": np.median(took) if took else None,
+        }
         said = [", ".join("-" if v is None else f"{v:.2f}" for v in values) for values in (with_accuracy, like)]
         lines.append(f"| {solver} | {said[0]} | {said[1]} | {f'{np.median(took):.2f}' if took else '-'} |")
     plain = {s: {k: [dataclasses.asdict(d) for d in ds] for k, ds in by.items()} for s, by in each.items()}

@@ -1,6 +1,7 @@
 """Diagonal, trace, layer blocks and eigenpairs against dense matrices and the variances that theory predicts."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def test_layer_blocks():
     dense, random = matrix(), np.random.default_rng(1)
     vectors = jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), LIKE)
     v, edges = flat(vectors), [0, 6, 10]
-    parts = [np.where((np.arange(P) >= a) & (np.arange(P) < b), v, 0) for a, b in zip(edges, edges[1:])]
+    parts = [np.where((np.arange(P) >= a) & (np.arange(P) < b), v, 0) for a, b in itertools.pairwise(edges)]
     truth = np.array([part @ dense @ part for part in parts])
     for width in (1, 2, 4):
         np.testing.assert_allclose(flat(curvature.exact_layer_blocks(operator(dense), vectors, width=width)), truth, rtol=1e-5)
@@ -89,7 +90,9 @@ def test_layer_blocks():
 def test_exact_diagonal_and_matrix():
     dense = matrix()
     for width in (3, 64):
-        np.testing.assert_allclose(flat(curvature.exact_diagonal(operator(dense), LIKE, width=width)), np.diag(dense), rtol=1e-5)
+        np.testing.assert_allclose(
+            flat(curvature.exact_diagonal(operator(dense), LIKE, width=width)), np.diag(dense), rtol=1e-5
+        )
         np.testing.assert_allclose(curvature.dense(operator(dense), LIKE, width=width), dense, rtol=1e-4, atol=1e-5)
 
 

@@ -123,16 +123,19 @@ def compared(distances: Mapping[str, Distance]) -> Compared:
     One kind: measured by one solver with the same settings, at as many epochs, with the same weighting and rule.
     """
     require(len(distances), "there is nothing to compare")
-    kinds = {name: (d.measure, d.epochs, d.weighting, d.rule) for name, d in distances.items()}
-    first, *others = kinds
-    for name in others:
-        alike = kinds[name] == kinds[first]
-        words = [f"{n}: {d.measure.solver}, radius {d.measure.radius:g}, {d.epochs} epochs, by {d.weighting}, {d.rule}, "
-                 f"{d.measure.mode} mode on {d.measure.on}" for n, d in ((first, distances[first]), (name, distances[name]))]  # fmt: skip
-        require(alike, f"UD measured in different ways cannot be compared: {'; '.join(words)}")
+    first, *others = distances.items()
+    for other in others:
+        kinds = [(d.measure, d.epochs, d.weighting, d.rule) for _, d in (first, other)]
+        words = "; ".join(_in_words(*named) for named in (first, other))
+        require(kinds[0] == kinds[1], f"UD measured in different ways cannot be compared: {words}")
     order = tuple(sorted(distances, key=lambda name: distances[name].distance))
     known = [(d.distance, d.test_accuracy) for d in distances.values() if d.test_accuracy is not None]
     return Compared(order, *bounds.rank_correlation(*zip(*known)) if len(known) == len(distances) else (None, None))
+
+
+def _in_words(name: str, d: Distance) -> str:
+    how = f"{d.measure.solver}, radius {d.measure.radius:g}, {d.measure.mode} mode on {d.measure.on}"
+    return f"{name}: {how}, {d.epochs} epochs, by {d.weighting}, rule {d.rule}"
 
 
 def _check_measure(parts: Sequence[Sal], measure: Measure) -> None:

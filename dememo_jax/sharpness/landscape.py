@@ -81,7 +81,9 @@ def trajectory(points: Sequence[Params]) -> Trajectory:
     require(values[1] > 1e-9 * values[0], "the points of the run lie on one line: they span no plane")
     basis = (vectors.T @ flat) / np.sqrt(values)[:, None]
     ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(points[-1])])[:-1]
-    leaves = [part.reshape(2, *np.shape(leaf)) for part, leaf in zip(np.split(basis, ends, axis=1), jax.tree.leaves(points[-1]))]
+    leaves = [
+        part.reshape(2, *np.shape(leaf)) for part, leaf in zip(np.split(basis, ends, axis=1), jax.tree.leaves(points[-1]))
+    ]
     directions = jax.tree.unflatten(jax.tree.structure(points[-1]), [jnp.asarray(leaf, jnp.float32) for leaf in leaves])
     where = np.concatenate([flat @ basis.T, np.zeros((1, 2))])
     total = float(np.trace(gram))
@@ -102,7 +104,7 @@ def plane(
     """The metric at params + x * first + y * second of the `directions` (a tree of [2, ...]), values [Y, X, G].
 
     metric: (params, data) -> a number or [G] numbers, such as `loss_and_accuracy` makes. `width` points are evaluated in one
-    vmap, `every` of them before `after(done, points)` is told. Raises NonFinite, naming the point, for a value that is no number.
+    vmap, `every` of them before `after(done, points)` is told. Raises NonFinite, naming the point, for what is no number.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     at = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)

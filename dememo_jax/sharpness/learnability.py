@@ -1,6 +1,22 @@
-"""Sharpness-Aware Learnability (SAL): how far the loss can be moved through one tensor, or through one parameter."""
+"""Sharpness-Aware Learnability (SAL): how far the loss can be moved through one weight tensor, or through one parameter.
+
+SAL(l) = max over |d| <= r_l of |L(theta + d in tensor l) - L(theta)| with r_l = radius * |theta_l|, all other tensors fixed:
+Ye, Su and Qian, ICLR 2025 (arXiv 2509.08058), Definition 1. L is the mean loss of the data in evaluation mode. Solvers:
+
+"ball": the paper's, and the default for UD: plain SGD, up and down, `rounds` passes with the gradient as it is and rate `lr`,
+    projected onto the ball after each pass; the best of the passes. Gradients vanish where the loss does, and the ascent then
+    never reaches the ball: `stalled` names such layers, whose low value is no flatness. As published, the examples that fill no
+    whole batch are left out of a pass, in a new order each time; pass augmented images as data where they are wanted.
+"normalized": a stronger maximiser of the same definition: `rounds` steps of stride * r_l along the gradient of the whole mean.
+"one_step": the form of SAM (Foret et al. 2021): one step of length r_l along the gradient, and one against it.
+"hvp": the quadratic model r_l |g_l| + r_l^2 |v^T H_ll v| / 2 with v = g_l / |g_l|, by Hessian-vector products: exact, or from
+    so many sign `probes` with standard errors. (The paper itself uses no Hessian.)
+"diagonal": of every scalar, rho_i |g_i| + rho_i^2 |H_ii| / 2 with rho_i = radius |theta_i|; H_ii from `probes` (16), or exact
+    with probes=0 for small trees. The absolute value of a noisy H_ii is biased upwards by about its error.
+"""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +32,34 @@ SOLVERS = ("ball", "normalized", "one_step", "hvp", "diagonal")
 STALL = 0.5  # an ascent that used less of the radius than this has stalled
 
 
+class Case(NamedTuple):
+    """What a solver is given."""
+
+    apply: Apply
+    params: Params
+    data: Dataset
+    key: Key
+    radius: float
+    norms: np.ndarray  # lengths of the chosen tensors, in tree order
+    chosen: tuple[bool, ...]  # of the leaves
+    baseline: float
+    loss: Loss
+    batch: int
+    width: int | None
+    after: Callable[[int, int], None] | None
+
+
 def sal(
-    apply: Apply,
-    params: Params,
-    data: Dataset,
-    *,
-    solver: str = "ball",
-    granularity: str | None = None,
-    radius: float = 0.05,
-    only: str | None = None,
-    key: Key | None = None,
-    rounds: int = 10,
-    lr: float = 0.1,
-    stride: float = 0.25,
-    probes: int | None = None,
-    of: str = "hessian",
-    running_loss: float | None = None,
-    on: str = "train",
-    test: Dataset | None = None,
-    loss: Loss = losses.cross_entropy,
-    batch: int = 256,
-    width: int | None = None,
+    apply: Apply, params: Params, data: Dataset,
+    *, solver: str = "ball", granularity: str | None = None, radius: float = 0.05, only: str | None = None,
+    key: Key | None = None, rounds: int = 10, lr: float = 0.1, stride: float = 0.25, probes: int | None = None,
+    of: str = "hessian", running_loss: float | None = None, on: str = "train", test: Dataset | None = None,
+    loss: Loss = losses.cross_entropy, batch: int = 256, width: int | None = None,
     after: Callable[[int, int], None] | None = None,
-) -> Sal:
-    """SAL of every weight tensor (kernel), or those that the regular expression `only` matches, on `data`, in nats.
+) -> Sal:  # fmt: skip
+    """SAL in nats of every weight tensor (kernel), or of those that the regular expression `only` matches, on `data`.
 
-    SAL(l) = max over |d| <= r_l of |L(theta + d in tensor l) - L(theta)|, r_l = radius * |theta_l|, all other tensors
-    fixed (Ye, Su and Qian, ICLR 2025, Definition 1). L is the mean loss in evaluation mode. Solvers:
-
-    "ball": the paper's and the default for UD: plain SGD, up and down, `rounds` passes with the gradient as it is and rate
-        `lr`, projected onto the ball after each pass; best of the passes. Gradients vanish where the loss does, and the
-        ascent then never reaches the ball: `stalled` names such layers, whose low value is no flatness. As published, the
-        examples that fill no whole batch are left out of a pass, in a new order each time.
-    "normalized": the stronger maximiser of the same definition: `rounds` steps of stride * r_l along the whole gradient.
-    "one_step": the form of SAM (Foret et al. 2021): one step of length r_l along the gradient and one against it.
-    "hvp": the quadratic model r_l |g_l| + r_l^2 |v^T H_ll v| / 2, v = g_l / |g_l|, by Hessian-vector products; exact, or
-        from so many sign `probes` with standard errors. (The paper itself uses no Hessian.)
-    "diagonal": of every scalar, rho_i |g_i| + rho_i^2 |H_ii| / 2, rho_i = radius |theta_i|; H_ii from `probes` (16), or
-        exactly with probes=0 for small trees. Absolute values of noisy H_ii are biased upwards by about the error.
-
+    solver, with rounds, lr, stride, probes: as this module's docstring says.
     granularity: "layer" or "parameter"; only "diagonal" has the latter, its default, and its layers are means over scalars.
     of: "hessian", or "ggn" for the Gauss-Newton matrix, in "hvp" and "diagonal".
     running_loss: the published mixed mode: changes are counted from this loss, the mean of training mode over the epoch
@@ -69,37 +74,26 @@ def sal(
     granularity = ("parameter" if solver == "diagonal" else "layer") if granularity is None else granularity
     _check(solver, granularity, radius, rounds, lr, stride, probes, running_loss, len(data.y), batch)
     tree.check_floating(params, "params")
-    apply, key = models.as_apply(apply), jax.random.key(0) if key is None else key
-    layers = learnable_layers(apply, params, data.x[:1], only)
-    names = tree.names(params)
+    apply = models.as_apply(apply)
+    layers, names = learnable_layers(apply, params, data.x[:1], only), tree.names(params)
     chosen = tuple(name in layers for name in names)
-    kept = [name for name in names if name in layers]  # in tree order
-    norms = _norms(params, chosen, kept)
-    settings: dict[str, float | int | str] = {"batch": batch}
-    settings |= {"ball": {"rounds": rounds, "lr": lr}, "normalized": {"rounds": rounds, "stride": stride}}.get(solver, {})  # type: ignore[dict-item]
+    norms = _norms(params, chosen, names)
     with jax.default_matmul_precision("highest"):
         before, right = _state(apply, params, data, loss, batch)
         baseline = before if running_loss is None else float(running_loss)
-        common = {"chosen": chosen, "loss": loss, "batch": min(batch, len(data.y))}
-        if solver in ("ball", "normalized"):
-            how = search.How(solver, rounds, lr, stride, min(batch, len(data.y)), loss)
-            width = _usual(params, len(kept)) if width is None else width
-            found = _searched(apply, params, data, key, radius * norms, baseline, chosen, how, width, after)
-        elif solver == "one_step":
-            width = _usual(params, 2 * len(kept)) if width is None else width
-            one = local.one_step(apply, params, data, radius * norms, baseline, width=width, **common)
-            found = _by_change(np.asarray(one.change), np.tile(1.0 - np.asarray(one.still), (2, 1)))
+        key, batch = jax.random.key(0) if key is None else key, min(batch, len(data.y))
+        case = Case(apply, params, data, key, radius, norms, chosen, baseline, loss, batch, width, after)
+        if solver == "one_step":
+            settings, found = _one_step(case)
+        elif solver in ("ball", "normalized"):
+            settings, found = _searched(case, search.How(solver, rounds, lr, stride, batch, loss))
         else:
-            probes = (16 if solver == "diagonal" else None) if probes is None else (probes or None)
-            settings |= {"probes": probes or 0, "of": of}
-            reach, work = (radius * norms, local.quadratic) if solver == "hvp" else (radius, local.of_parameters)
-            one = work(apply, params, data, reach, keys.named(key, "probes"), probes=probes, width=width or 4, of=of, **common)
-            found = {"value": one.value, "error": one.error, "stalled": np.asarray(one.still)}
-    on_test = None if test is None else float(evaluate.accuracy(apply, params, test))
+            settings, found = _quadratic(case, solver, probes, of)
     mode = "evaluation" if running_loss is None else "mixed"
-    measure = Measure(solver, granularity, float(radius), tuple(settings.items()), mode, on, len(data.y), tuple(layers))
+    measure = Measure(solver, granularity, float(radius), settings, mode, on, len(data.y), tuple(layers))
+    on_test = None if test is None else float(evaluate.accuracy(apply, params, test))
     sizes = {name: int(leaf.size) for name, leaf in zip(names, jax.tree.leaves(params))}
-    return _result(measure, kept, found, baseline, right, sizes, on_test)
+    return _result(measure, [name for name in names if name in layers], found, baseline, right, sizes, on_test)
 
 
 def learnable_layers(apply: Apply, params: Params, x, only: str | None = None) -> list[str]:
@@ -136,17 +130,11 @@ def _check(solver, granularity, radius, rounds, lr, stride, probes, running_loss
     require(finite, f"the running_loss must be a number, got {running_loss}")
 
 
-def _norms(params: Params, chosen, kept) -> np.ndarray:
-    leaves = [leaf for leaf, keep in zip(jax.tree.leaves(params), chosen) if keep]
-    norms = np.array([float(tree.norm(leaf)) for leaf in leaves])
-    zero = [name for name, norm in zip(kept, norms) if norm == 0]
+def _norms(params: Params, chosen: tuple[bool, ...], names: list[str]) -> np.ndarray:
+    found = [(name, float(tree.norm(leaf))) for name, leaf, keep in zip(names, jax.tree.leaves(params), chosen) if keep]
+    zero = [name for name, norm in found if norm == 0]
     require(not zero, f"{', '.join(zero)}: all zero, so a radius relative to its length would be 0; leave it out with only=")
-    return norms.astype(np.float32)
-
-
-def _usual(params: Params, lanes: int) -> int:
-    """A vmap over weights turns convolutions into grouped ones, which are slow."""
-    return 1 if any(leaf.ndim > 2 for leaf in jax.tree.leaves(params)) else lanes
+    return np.array([norm for _, norm in found], np.float32)
 
 
 def _state(apply, params, data, loss, batch) -> tuple[float, float]:
@@ -156,43 +144,76 @@ def _state(apply, params, data, loss, batch) -> tuple[float, float]:
     return before, float(evaluate.accuracy(apply, params, data))
 
 
-def _searched(apply, params, data, key, radii, baseline, chosen, how, width, after) -> dict:
-    places = [i for i, keep in enumerate(chosen) if keep]
-    parts = []
+# --- solvers: the settings for the record, and what was found for every chosen tensor in tree order ------------------
+
+Settings = tuple[tuple[str, float | int | str], ...]
+
+
+def _width(case: Case, lanes: int) -> int:
+    """As asked, or one for convolutions: a vmap over weights turns them into grouped ones, which are slow."""
+    convolutional = any(leaf.ndim > 2 for leaf in jax.tree.leaves(case.params))
+    return case.width or (1 if convolutional else lanes)
+
+
+def _searched(case: Case, how: search.How) -> tuple[Settings, dict[str, Any]]:
+    places = np.flatnonzero(case.chosen)
+    width, parts = _width(case, len(places)), []
+    given = case.apply, case.params, case.data, case.key
+    radii = jnp.asarray(case.radius * case.norms)
     for begin in range(0, len(places), width):
-        here = places[begin : begin + width]
         if width == 1:
-            found = search.one_layer(apply, params, data, key, radii[begin], baseline, at=here[0], how=how)
+            found = search.one_layer(*given, radii[begin], case.baseline, at=int(places[begin]), how=how)
             parts.append(np.asarray(found)[:, None])
         else:
-            padded = here + here[-1:] * (width - len(here))
-            reach = jnp.asarray(radii)[jnp.asarray([places.index(i) for i in padded])]
-            at = jnp.asarray(padded)
-            found = search.many_layers(apply, params, data, key, reach, baseline, at, how=how, width=width)
-            parts.append(np.asarray(found)[:, : len(here)])
-        if after is not None:
-            after(begin + len(here), len(places))
+            rows = np.minimum(np.arange(begin, begin + width), len(places) - 1)  # always as many: one compiled program
+            at = jnp.asarray(places[rows])
+            found = search.many_layers(*given, radii[rows], case.baseline, at, how=how, width=width)
+            parts.append(np.asarray(found)[:, : len(places) - begin])
+        if case.after is not None:
+            case.after(min(begin + width, len(places)), len(places))
     change, fraction = np.concatenate(parts, axis=1).transpose(0, 2, 1)
-    return _by_change(change, fraction)
+    own = ("lr", how.lr) if how.solver == "ball" else ("stride", how.stride)
+    return (("batch", how.batch), ("rounds", how.rounds), own), _by_change(change, fraction)
 
 
-def _by_change(change: np.ndarray, fraction: np.ndarray) -> dict:
-    """change and fraction [2, L]."""
+def _one_step(case: Case) -> tuple[Settings, dict[str, Any]]:
+    found = local.one_step(
+        case.apply, case.params, case.data, case.radius * case.norms, case.baseline,
+        chosen=case.chosen, loss=case.loss, batch=case.batch, width=_width(case, 2 * len(case.norms)),
+    )  # fmt: skip
+    return (), _by_change(np.asarray(found.change), np.tile(1.0 - np.asarray(found.still), (2, 1)))
+
+
+def _quadratic(case: Case, solver: str, probes: int | None, of: str) -> tuple[Settings, dict[str, Any]]:
+    probes = (16 if solver == "diagonal" else 0) if probes is None else probes
+    work, reach = (local.quadratic, case.radius * case.norms) if solver == "hvp" else (local.of_parameters, case.radius)
+    found = work(
+        case.apply, case.params, case.data, reach, keys.named(case.key, "probes"), chosen=case.chosen, loss=case.loss,
+        batch=case.batch, probes=probes or None, width=case.width or 4, of=of,
+    )  # fmt: skip
+    stalled = np.asarray(found.still)
+    return (("probes", probes), ("of", of)), {"value": found.value, "error": found.error, "stalled": stalled}
+
+
+def _by_change(change: np.ndarray, fraction: np.ndarray) -> dict[str, Any]:
+    """change and fraction [2, L]: by ascent, by descent."""
     both = {"rise": change[0], "fall": change[1], "radius_fraction": fraction[0], "fall_fraction": fraction[1]}
     return {"value": change.max(axis=0), **both, "stalled": fraction[0] < STALL}
 
 
 def _result(measure: Measure, kept: list[str], found: dict, loss: float, right: float, sizes: dict, on_test) -> Sal:
-    arrays = {name: values for name, values in found.items() if name != "stalled" and values is not None}
-    each = {name: {k: np.asarray(v, np.float64) for k, v in zip(kept, values)} for name, values in arrays.items()}
-    for name, by_layer in each.items():
-        bad = [layer for layer, v in by_layer.items() if not (np.isfinite(v).all() or name == "error")]
+    each: dict[str, Any] = {}
+    for what, values in found.items():
+        if what == "stalled" or values is None:
+            continue
+        each[what] = {layer: np.asarray(values[kept.index(layer)], np.float64) for layer in measure.layers}
+        bad = [layer for layer, v in each[what].items() if what != "error" and not np.isfinite(v).all()]
         if bad:
-            raise NonFinite(f"the {name} of {bad[0]} is not finite: the search left the numbers; lower lr or the radius")
-    if measure.granularity == "layer":
-        # Signs of neighbouring errors are unknown: their mean is an upper limit of the mean's error.
-        each = {name: {k: float(np.mean(v)) for k, v in by_layer.items()} for name, by_layer in each.items()}
-    ordered = {name: {k: by_layer[k] for k in measure.layers} for name, by_layer in each.items()}
-    stalled = tuple(k for k in measure.layers if found["stalled"][kept.index(k)])
-    own = {k: sizes[k] for k in measure.layers}
-    return Sal(measure, loss=loss, accuracy=right, sizes=own, test_accuracy=on_test, stalled=stalled, **ordered)
+            raise NonFinite(f"the {what} of {bad[0]} is not finite: the search left the numbers; lower lr or the radius")
+        if (
+            measure.granularity == "layer"
+        ):  # of a mean the largest error there can be: how those of its terms go together is unknown
+            each[what] = {layer: float(np.mean(v)) for layer, v in each[what].items()}
+    stalled = tuple(layer for layer in measure.layers if found["stalled"][kept.index(layer)])
+    own = {layer: sizes[layer] for layer in measure.layers}
+    return Sal(measure, loss=loss, accuracy=right, sizes=own, test_accuracy=on_test, stalled=stalled, **each)

@@ -107,9 +107,7 @@ def _search(apply: Apply, join: Callable[[Any], Params], zero, data: Dataset, ke
             length = tree.norm(slope)
             return jax.tree.map(lambda g: jnp.where(length > 0, g / jnp.maximum(length, 1e-30), 0.0), slope)
 
-        return projected.search(
-            key, moved, slope, stride=how.stride * radius, steps=1, project=held, direction=direction
-        )
+        return projected.search(key, moved, slope, stride=how.stride * radius, steps=1, project=held, direction=direction)
 
     def once(carry, number):
         moved, best = carry
