@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -145,6 +146,59 @@ def image_grid(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str]) -
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for axes, name in zip(grid[0], columns):
         axes.set_title(name, fontsize=8)
+    return _png(figure)
+
+
+def heat_maps(
+    panels: Sequence[tuple[str, np.ndarray]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    above: float | None = None,
+) -> bytes:
+    """Named maps of positive numbers [rows, columns] on one logarithmic scale, as PNG bytes; a dot marks those `above`."""
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    size = (1.6 + across * (0.9 + 0.16 * len(columns)), 0.8 + down * (0.7 + 0.2 * len(rows)))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    top = max(float(values.max()) for _, values in panels)
+    floor = max(1e-4 * top, 1e-12)
+    scale = LogNorm(floor, max(top, 10 * floor))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, (name, values)) in enumerate(zip(grid.flat, panels)):
+        shown = axes.imshow(np.maximum(values, floor), norm=scale, aspect="auto", cmap="viridis")
+        axes.set_title(name, fontsize=9)
+        every = max(1, len(columns) // 8)
+        axes.set_xticks(range(0, len(columns), every), columns[::every], fontsize=7)
+        axes.set_yticks(range(len(rows)), rows if number % across == 0 else [""] * len(rows), fontsize=7)
+        if above is not None:
+            y, x = np.nonzero(values > above)
+            axes.plot(x, y, ".", color="white", markersize=3)
+    figure.colorbar(shown, ax=grid, label=label, shrink=0.8)
+    return _png(figure)
+
+
+def landscape(
+    x, y, panels: Sequence[tuple[str, np.ndarray, bool]], labels: Sequence[str], trajectory: Sequence | None = None
+) -> bytes:
+    """Filled contours of surfaces [Y, X], (name, values, logarithmic), and the way to the origin upon them, as PNG bytes."""
+    figure = Figure(figsize=(4.4 * len(panels), 3.7), dpi=110, layout="constrained")
+    for axes, (name, values, logarithmic) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        values = np.maximum(values, 1e-6) if logarithmic else values
+        spread = values.max() > values.min()
+        levels = np.geomspace(values.min(), values.max(), 21) if logarithmic else np.linspace(values.min(), values.max(), 21)
+        scale = LogNorm() if logarithmic else None
+        if spread:
+            shown = axes.contourf(x, y, values, levels, norm=scale, cmap="viridis")
+            figure.colorbar(shown, ax=axes, format="%.3g")
+        axes.set(xlabel=labels[0], title=name)
+        if trajectory is not None:
+            at = np.asarray(trajectory)
+            axes.plot(at[:, 0], at[:, 1], "-o", color="C3", markersize=3, linewidth=1)
+        axes.plot(0, 0, "*", color="white", markersize=9, markeredgecolor="black")
+    figure.axes[0].set_ylabel(labels[1])
     return _png(figure)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -50,23 +49,15 @@ def check(case) -> None:
 # --- the recipes -------------------------------------------------------------------------------------------------
 
 
-def _filled(kind: type, folder: Path, known: dict) -> Any:
-    """The command that a run folder remembers."""
-    fields = {f.name: known[f.name] for f in dataclasses.fields(kind) if f.name in known}
-    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    paths = {name: folder / plain[name] for name in ("source", "reference", "forget_index") if plain.get(name)}
-    return kind(**{**plain, **paths, "run": folder})
-
-
 def _training(case) -> Train:
     folder = case.config.source
     while runs.read(folder)["config"]["command"] != "train":
         folder = folder / runs.read(folder)["config"]["source"]
-    return _filled(Train, folder, runs.read(folder)["config"])
+    return runs.filled(Train, folder, runs.read(folder)["config"])
 
 
 def _unlearning(case) -> Unlearn:
-    return _filled(Unlearn, case.config.source, runs.read(case.config.source)["config"])
+    return runs.filled(Unlearn, case.config.source, runs.read(case.config.source)["config"])
 
 
 def margins(model: lineage.Trained, data: Dataset) -> np.ndarray:

@@ -6,29 +6,24 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-Perturb = Literal[
-    "ue-s", "ue-c", "em", "gray", "aue", "rem", "sem", "lock", "tap", "tap-untargeted", "hypo", "sep", "entf-push", "entf-pull",
-    "clog", "pil", "tue", "tue-paper", "mi", "pue", "ntga", "ops", "lsp", "ar", "cuda", "random", "random-class",
+from dememo_jax.cli.flags import (
+    Attack,
+    Augmentation,
+    Comparator,
+    Counter,
+    Folder,
+    Forget,
+    From,
+    MaybeFrom,
+    Net,
+    Perturb,
+)
+from dememo_jax.cli.questions import Audit, Certify, Join, Sharpness
+
+__all__ = [
+    "COMMANDS", "Attack", "Audit", "Augmentation", "Certify", "Comparator", "Counter", "Forget", "Join", "Net", "Perturb",
+    "Protect", "Quickstart", "Report", "Sharpness", "Sisa", "Train", "Unlearn",
 ]  # fmt: skip
-Counter = Literal[
-    "rotation", "cutout", "mixup", "cutmix", "jitter", "gaussian", "gray", "bdr", "jpeg", "ueraser-lite", "ueraser-max", "at",
-    "at-l2", "orthogonal",
-]  # fmt: skip
-Augmentation = Literal["none", "crop-flip", "crop-flip-rotation"]
-Forget = Literal[
-    "retrain", "finetune", "gradient-ascent", "neggrad-plus", "npo", "random-labels", "salun", "scrub", "bad-teacher",
-    "l1-sparse", "boundary-shrink", "boundary-expand", "unsir", "cf-k", "eu-k", "ssd", "influence", "noisy", "noisy-clip",
-    "output-noise",
-]  # fmt: skip
-Attack = Literal[
-    "sok", "signals", "thresholds", "lira", "rmia", "u-lira", "klom", "epsilon", "two-sided", "relative", "recovery", "random",
-    "relearn",
-]  # fmt: skip
-Comparator = Literal["same_procedure", "from_centre", "data_independent"]
-Net = Literal["mlp", "cnn", "cnn3", "resnet18"]
-From = Annotated[Path, arg(name="from", metavar="DIR")]
-MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
-Folder = Annotated[Path, arg(metavar="DIR")]
 
 
 @dataclass(frozen=True)
@@ -117,6 +112,8 @@ class Train:
     """What the victim does against protection; several are composed. They follow the augmentation."""
     random_labels: bool = False
     """A control: deal the labels out at random."""
+    every: int | None = None
+    """Keep the weights after every so many epochs, and the last, for `dememo sharpness`."""
     seed: int = 0
     checkpoint_seconds: float = 20.0
 
@@ -244,115 +241,6 @@ class Sisa:
 
 
 @dataclass(frozen=True)
-class Audit:
-    """Attack a model: is it told that it was trained on something, and does that come back?"""
-
-    run: Folder
-    """Run folder."""
-    source: From
-    """An unlearn or train run."""
-    against: Annotated[Path | None, arg(metavar="RUN")] = None
-    """The retrained model (an unlearn run with retrain), attacked the same way: only the gap to it means anything."""
-    attack: tuple[Attack, ...] = ("sok", "signals", "recovery")
-    """On this model alone: sok (the SoK's three), signals (confidence, entropies, with a ROC), thresholds (of each class),
-    recovery, random (points on the ball's sphere), relearn. With shadow models: lira, rmia. With many models of the same
-    recipe, unlearned the same way, and as many retrained: u-lira, klom, epsilon, two-sided, relative."""
-    target_class: int | None = None
-    """The class in question; default the examples that the run forgot, or all that it was trained on."""
-    radii: tuple[float, ...] = (0.4, 0.8)
-    """l2 radii of the recovery attack."""
-    relative: bool = False
-    """Radii as shares of the length of the weights that may move."""
-    only: str | None = None
-    """Attack only the tensors whose names match this regular expression, such as 'Dense'."""
-    hints: Literal["target", "train", "test"] = "target"
-    """What the attacker holds: clean training examples in question, of all classes, or the very test images that are
-    evaluated, as the published code does by default."""
-    hint_share: float = 0.1
-    """Share of those training examples that the attacker holds."""
-    epochs: int = 60
-    batch: int = 128
-    lr: float = 0.01
-    statistics: Literal["frozen", "fit"] = "frozen"
-    """Batch-norm statistics while attacking; fit is what the published code does."""
-    shape: Literal["ball", "sphere"] = "ball"
-    """sphere is what the published code does."""
-    goal: float = 0.5
-    """relearn: the accuracy to come back to."""
-    draws: int = 1000
-    """random: points. With --certificate: neighbours of each attacked model."""
-    certificate: Annotated[Path | None, arg(metavar="RUN")] = None
-    """A certify run of the same model: each attacked model's neighbours are held against its bound."""
-    shadows: int = 64
-    """Models of each kind that lira, rmia, u-lira, klom, epsilon, two-sided and relative train."""
-    width: int | None = None
-    """Shadow models in one vmap; default by network and device."""
-    alpha: float = 0.05
-    """Chance that a confidence interval misses."""
-    seed: int = 2
-
-
-@dataclass(frozen=True)
-class Certify:
-    """Bound what the neighbourhood of a model's weights can know (SoK Theorem 1), by Monte-Carlo weight noise."""
-
-    run: Folder
-    """Run folder."""
-    source: From
-    """An unlearn or train run."""
-    control: Annotated[Path | None, arg(metavar="DIR")] = None
-    """A model trained on clean data, certified the same way beside it: without one a low bound means little."""
-    target_class: int | None = None
-    """The class to bound beside the whole test set; default the class that the run forgot."""
-    sigma: float = 0.05
-    """Standard deviation of the weight noise."""
-    relative: bool = False
-    """Times the root mean square of each parameter tensor; eta is then in standard deviations, not l2."""
-    only: str | None = None
-    """Noise on the tensors whose names match this regular expression only, such as 'Dense|kernel'."""
-    eta: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1)
-    """l2 radii to certify."""
-    q: tuple[float, ...] = (0.9,)
-    """Share of the noise that a bound covers."""
-    alpha: float = 0.01
-    """Chance that the draws mislead, over all bounds of a model together."""
-    draws: int = 1000
-    """How many; the same command with more goes on from those made."""
-    first: int | None = None
-    """Make only the draws from FIRST to DRAWS: a part, for `dememo join`."""
-    tau: float | None = None
-    """Ask instead whether the upper bound lies below TAU, and stop as soon as that is known."""
-    side: Literal["both", "upper", "lower"] = "both"
-    form: Literal["corrected", "published"] = "corrected"
-    """published: the paper's printed lower bound, which holds with probability 1 - q only."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; float32 is true float32 on every device."""
-    statistics: Literal["frozen", "batch"] = "frozen"
-    """Batch-norm statistics: held fixed, or computed anew under each noise from 512 fixed training images."""
-    images: int | None = None
-    """Evaluate a random subset of so many test images, and pay for it with half of alpha."""
-    strategy: Literal["auto", "map", "vmap"] = "auto"
-    """One network after another, many in one vmap, or whichever is timed to be faster."""
-    width: int | None = None
-    """Networks in one vmap."""
-    plan: bool = False
-    """Only tell what draws and time this takes, after a short calibration."""
-    seed: int = 3
-    checkpoint_seconds: float = 5.0
-    """Length of a chunk of draws; each is saved when it ends."""
-
-
-@dataclass(frozen=True)
-class Join:
-    """One certificate of draws that were made in parts, by `dememo certify --first`, on several machines."""
-
-    parts: Positional[tuple[Path, ...]]
-    """Run folders of the parts, in any order."""
-    run: Folder
-    """Run folder."""
-
-
-@dataclass(frozen=True)
 class Report:
     """Make one page of finished runs: report.html and the pictures."""
 
@@ -386,7 +274,7 @@ class Quickstart:
     checkpoint_seconds: float = 20.0
 
 
-Config = Protect | Train | Unlearn | Sisa | Audit | Certify | Join | Report | Quickstart
+Config = Protect | Train | Unlearn | Sisa | Audit | Certify | Join | Sharpness | Report | Quickstart
 COMMANDS: dict[str, Any] = {
-    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Sisa, Audit, Certify, Join, Report)
+    kind.__name__.lower(): kind for kind in (Quickstart, Protect, Train, Unlearn, Sisa, Audit, Certify, Join, Sharpness, Report)
 }

@@ -15,11 +15,11 @@ import optax
 from dememo_jax import augment, checkpoint, evaluate, models, nets, sources
 from dememo_jax import data as sets
 from dememo_jax.augment import Augment
-from dememo_jax.cli import runs
+from dememo_jax.cli import console, runs
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Apply, Array, Dataset, Model, Params, Perturbation, Weights
 
-NOISE, WEIGHTS, FORGET = "perturbation.npz", "weights", "forget.npy"
+NOISE, WEIGHTS, FORGET, EPOCHS = "perturbation.npz", "weights", "forget.npy", "epochs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,13 @@ def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -
     source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]), digest=digest)
     weights = _weights(folder, model(config["model"], source.classes), source)
     return Trained(**vars(source), trained=config, weights=weights, forget=None, unlearned=None)
+
+
+def kept(folder: Path, base: Trained) -> dict[int, Weights]:
+    """The weights after the epochs that `dememo train --every` kept; of another run those at its end, as its last epoch."""
+    store = checkpoint.store(folder / EPOCHS, base.weights, console.warn)
+    found = {int(name): store.load(name) for name in store.names()}
+    return {epoch: weights for epoch, weights in found.items() if weights is not None} or {base.trained["epochs"]: base.weights}
 
 
 def _finished(folder: Path, expected: tuple[str, ...]) -> tuple[dict, str]:

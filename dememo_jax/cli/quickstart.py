@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from dememo_jax import certify, report
-from dememo_jax.cli import auditing, certificates, certifying, console, protecting, runs, sharding, unlearning, victims
+from dememo_jax.cli import (
+    auditing,
+    certificates,
+    certifying,
+    console,
+    protecting,
+    runs,
+    sharding,
+    sharpening,
+    unlearning,
+    victims,
+)
 from dememo_jax.cli.configs import Audit, Certify, Forget, Perturb, Protect, Quickstart, Report, Train, Unlearn
 from dememo_jax.errors import require
 from dememo_jax.report import Plot, Section, Table
@@ -22,6 +33,7 @@ WORK: dict[Any, Any] = {
     **sharding.STAGES,
     **auditing.STAGES,
     **certifying.STAGES,
+    **sharpening.STAGES,
 }
 INTRODUCTION = (
     "1,797 real 8 x 8 images of digits go through the life of dememorization: perturbed so that networks learn little from "

@@ -87,6 +87,14 @@ def read(folder: Path) -> dict:
         raise BadInput(f"{folder}: {what}; expected the --run folder of an earlier dememo command") from None
 
 
+def filled(kind: type, folder: Path, known: dict) -> Any:
+    """The command that a run folder remembers."""
+    fields = {f.name: known[f.name] for f in dataclasses.fields(kind) if f.name in known}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    paths = {name: folder / plain[name] for name in ("source", "reference", "forget_index") if plain.get(name)}
+    return kind(**{**plain, **paths, "run": folder})
+
+
 def result(folder: Path) -> dict:
     """result.json of a finished run; BadInput when there is none yet."""
     config = read(folder)["config"]

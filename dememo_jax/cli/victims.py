@@ -1,6 +1,7 @@
 """`dememo train`, and the victims of `dememo protect --evaluate`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,27 @@ from dememo_jax import checkpoint, keys, models, projected
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax import train as training
-from dememo_jax.cli import lineage, recipes, runs
+from dememo_jax.cli import console, lineage, recipes, runs
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
 from dememo_jax.report import Plot, Section, Table
-from dememo_jax.types import Dataset, Method, Model, Perturbation
+from dememo_jax.types import Dataset, Method, Model, Perturbation, Weights
 
 
 def fit(
     folder: Path, title: str, model: Model, method: Method, seed: int, seen: Dataset, test: Dataset, *,
     epochs: int, batch: int, seconds: float, perturbation: Perturbation | None = None,
+    keep: Callable[[int, Weights], None] = lambda epoch, weights: None,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
-    """Train with progress and checkpoints; the history has loss, training and clean test accuracy of each epoch."""
+    """Train with progress and checkpoints; the history has loss, training and clean test accuracy of each epoch.
+
+    keep(epoch, weights) is told of every epoch, again where a killed run goes on from before it.
+    """
     key, per_epoch = jax.random.key(seed), sets.steps(len(seen.y), batch, 1)
 
     def record(state, info):
+        keep(int(state.step) // per_epoch, state.weights)
         test_accuracy = evaluation.accuracy(*models.freeze(model, state.weights), test)
         return {"loss": float(info["loss"].mean()), "train": float(info["accuracy"].mean()), "test": float(test_accuracy)}
 
@@ -42,7 +48,7 @@ def train_victim(config: Train) -> dict:
     require(
         config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
     )
-    runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr)
+    runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, every=config.every)
     if config.source is not None:
         base = lineage.protected(config.source)
     else:
@@ -60,10 +66,21 @@ def train_victim(config: Train) -> dict:
     state, history = fit(
         config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
+        keep=_keeper(config),
     )  # fmt: skip
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
     values, section = _learned(config, history, share)
     return runs.finish(config.run, described, values, [section], started)
+
+
+def _keeper(config: Train) -> Callable[[int, Weights], None]:
+    """Saves the weights of every so many epochs, and of the last, where that was asked for."""
+
+    def keep(epoch: int, weights: Weights) -> None:
+        if config.every is not None and (epoch % config.every == 0 or epoch == config.epochs):
+            checkpoint.store(config.run / lineage.EPOCHS, weights, console.warn).save(f"{epoch:05d}", weights)
+
+    return keep
 
 
 def against_it(config: Train, base: lineage.Source) -> Countermeasure:
