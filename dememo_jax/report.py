@@ -187,10 +187,12 @@ def landscape(
     figure = Figure(figsize=(4.4 * len(panels), 3.7), dpi=110, layout="constrained")
     for axes, (name, values, logarithmic) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         values = np.maximum(values, 1e-6) if logarithmic else values
-        spread = values.max() > values.min()
-        levels = np.geomspace(values.min(), values.max(), 21) if logarithmic else np.linspace(values.min(), values.max(), 21)
+        flat = values.max() <= values.min()
+        levels = (np.geomspace if logarithmic else np.linspace)(values.min(), values.max(), 21)
         scale = LogNorm() if logarithmic else None
-        if spread:
+        if flat:  # no contour to draw
+            name = f"{name}: {values.min():.3g} everywhere"
+        else:
             shown = axes.contourf(x, y, values, levels, norm=scale, cmap="viridis")
             figure.colorbar(shown, ax=axes, format="%.3g")
         axes.set(xlabel=labels[0], title=name)

@@ -64,11 +64,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def made(root: Path, name: str, path: str, how: dict, seed: int):
-    """The perturbation of a method, by `dememo protect`."""
+def made(root: Path, name: str, path: str, how: dict):
+    """The perturbation of a method, by `dememo protect`; made once, and learned with every seed."""
     net = {} if path == "digits" else {"model": "cnn3"}
-    cli.execute(configs.Protect(root / f"protect-{name}-{seed}", name, path, seed=seed, **net, **how))
-    return lineage.protected(root / f"protect-{name}-{seed}").perturbation
+    cli.execute(configs.Protect(root / f"protect-{name}-0", name, path, **net, **how))
+    return lineage.protected(root / f"protect-{name}-0").perturbation
 
 
 def seen(kind: str, clean, perturbations: dict, seed: int):
@@ -130,9 +130,8 @@ def gather(name: str, setting: Setting, path: str, root: Path, seeds: int) -> di
     for kind, seed in jobs:
         file = root / name / f"{kind.replace(' ', '-').replace('%', '')}-{seed}.json"
         if not file.exists():
-            of = seed if name == "digits" else 0  # CIFAR-10's perturbations are made once
             method = kind.partition(" ")[0]
-            noise = {method: made(root / name, method, path, setting.methods[method], of)} if method in setting.methods else {}
+            noise = {method: made(root / name, method, path, setting.methods[method])} if method in setting.methods else {}
             done = measured(setting, seen(kind, source.train, noise, seed), source.test, seed)
             file.parent.mkdir(parents=True, exist_ok=True)
             report.write_atomic(file, report.to_json(done))

@@ -12,7 +12,7 @@ from dememo_jax.cli import console, runs
 from dememo_jax.cli.configs import Sharpness
 
 WORDS = {
-    "trajectory": "the plane in which training moved most (principal components of the kept epochs)",
+    "trajectory": "the plane in which training moved most (principal components of the start and the kept epochs)",
     "random": "two random filter-normalised directions",
     "top": "the top two eigenvectors of the Hessian",
 }
@@ -45,7 +45,8 @@ def _plane(config: Sharpness, subject: Any, kind: str) -> dict[str, Any]:
     x = y = config.span * grid
     labels, points, said = ("first direction", "second direction"), None, ""
     if kind == "trajectory":
-        path = sharpness.trajectory([subject.epochs[epoch].params for epoch in sorted(subject.epochs)])
+        start = subject.base.model.init(jax.random.key(subject.base.trained["seed"]), subject.images.x[:1])
+        path = sharpness.trajectory([start.params, *(subject.epochs[epoch].params for epoch in sorted(subject.epochs))])
         ways, points = path.directions, path.points
         x, y = (_around(points[:, i], config.points) for i in range(2))
         labels = tuple(f"l2 distance along component {i + 1} ({path.explained[i]:.0%})" for i in range(2))  # type: ignore[assignment]

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -172,25 +172,26 @@ def _layers(config: Sharpness, solver: str, by: dict[str, list[Sal]]) -> Table:
     """SAL of every layer at the last epoch."""
     last = {name: by[name][-1] for name in (THIS, CLEAN) if name in by}
     searched = solver in SEARCHES
-    columns, series = ["layer", "parameters"], []
+    columns = ["layer", "parameters"]
+    series: list[Any] = []
     for name, sal in last.items():
         columns += [name, "of the radius"] if searched else [name]
         series += [sal.value, sal.radius_fraction] if searched else [sal.value]
     measure, sizes = last[THIS].measure, last[THIS].sizes
-    rows = tuple((layer, sizes[layer], *(float(part[layer]) for part in series if part)) for layer in measure.layers)
-    return Table(f"Learnability of the layers (SAL), {solver}", tuple(columns), rows, _words(config, searched))
+    rows: list[tuple[Cell, ...]] = [(name, sizes[name], *(float(part[name]) for part in series)) for name in measure.layers]
+    return Table(f"Learnability of the layers (SAL), {solver}", tuple(columns), tuple(rows), _words(config, searched))
 
 
 def _words(config: Sharpness, searched: bool) -> str:
     what = {"train": "the training images as each model met them", "clean": "clean training images", "test": "test images"}
     used = (
-        "Of the radius: what the ascent used; where that is little, gradients vanished, and low SAL is no flatness."
+        "Of the radius: what the ascent used; where that is little, gradients vanished: low SAL is then no flatness."
         if searched
-        else "From derivatives at the point itself: of a step (one_step), a quadratic model (hvp), single parameters (diagonal)."
+        else "From derivatives at the point itself: a step (one_step), a quadratic model (hvp), single parameters (diagonal)."
     )
     return (
-        f"At the last epoch, in nats: how far the loss on {what[config.on]} moves while one tensor moves by {config.radius:g} of its "
-        f"length. {used}"
+        f"At the last epoch, in nats: how far the loss on {what[config.on]} moves while one tensor moves by "
+        f"{config.radius:g} of its length. {used}"
     )
 
 
@@ -204,8 +205,9 @@ def _table(config: Sharpness, solver: str, against: dict[str, Distance], found: 
     unit = "layers" if config.weighting == "layer" else "parameters"
     counted = "layers" if config.weighting == "layer" else "parameters in learnable layers"
     note = (
-        f"Learnable {counted} over those of the clean model, mean of {one.epochs} epoch(s), threshold {one.threshold:.3g} nats, "
-        f"{one.measure.mode} mode. Lower is less learnable, 1 as clean. Read it beside accuracy, never beside another solver's."
+        f"Learnable {counted} over those of the clean model, mean of {one.epochs} epoch(s), threshold {one.threshold:.3g} "
+        f"nats, {one.measure.mode} mode. Lower is less learnable, 1 as clean. Read it beside accuracy, never beside another "
+        "solver's."
     )
     known = sharpness.compared(against)
     if len(against) >= 5 and known.correlation is not None:
@@ -255,8 +257,8 @@ def _warn(config: Sharpness, found: dict) -> None:
             stalled = np.mean([len(one.stalled) / len(one.measure.layers) for one in each])
             if stalled > 0.5:
                 console.warn(
-                    f"{name}: {stalled:.0%} of the ascents of {solver} used less than half of the radius. Gradients vanish there, "
-                    "so low SAL is no flatness; compare --solver normalized"
+                    f"{name}: {stalled:.0%} of the ascents of {solver} used less than half of the radius. Gradients vanish, so "
+                    "low SAL there is no flatness; compare --solver normalized"
                 )
 
 
