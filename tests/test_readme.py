@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-from dememo_jax import audit, bounds, cli, unlearn
-from dememo_jax.cli import configs, forgetting, recipes
+from dememo_jax import audit, bounds, cli, sharpness, unlearn
+from dememo_jax.cli import configs, flags, forgetting, recipes
 from dememo_jax.protect import countermeasures
 
 README = Path(__file__).parent.parent / "README.md"
@@ -14,7 +14,8 @@ CERTIFICATION = README.parent / "docs" / "certification.md"
 PROTECT = README.parent / "docs" / "protect.md"
 UNLEARN = README.parent / "docs" / "unlearn.md"
 AUDIT = README.parent / "docs" / "audit.md"
-PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT)
+SHARPNESS = README.parent / "docs" / "sharpness.md"
+PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT, SHARPNESS)
 
 
 def blocks(language, page=README):
@@ -67,6 +68,17 @@ def test_python_of_audit_runs(capsys):
     assert "TwoSided(under=" in capsys.readouterr().out
 
 
+def test_python_of_sharpness_runs(capsys):
+    (code,) = blocks("python", SHARPNESS)
+    exec(compile(code, "sharpness.md", "exec"), {})
+    assert "(2, 3, 2)" in capsys.readouterr().out
+
+
+def test_solvers_of_the_page_are_those_of_the_library():
+    rows = re.findall(r"^\| `([a-z_]+)` \| [^|]* \| [^|]* \| [^|]* \|$", SHARPNESS.read_text(), flags=re.MULTILINE)
+    assert tuple(rows) == sharpness.SOLVERS == get_args(flags.Solver)
+
+
 def test_attacks_of_the_page_are_those_of_the_command():
     rows = re.findall(r"^\| `([a-z0-9-]+)` \| (`[^|]*) \| [^|]* \| [^|]* \|$", AUDIT.read_text(), flags=re.MULTILINE)
     assert [name for name, _ in rows] == list(get_args(configs.Attack))
@@ -94,7 +106,7 @@ def test_commands_parse():
     lines = [
         line for page in PAGES for block in blocks("sh", page) for line in block.splitlines() if line.startswith("dememo ")
     ]
-    assert len(lines) == 31
+    assert len(lines) == 39
     for line in lines:
         cli.parse(shlex.split(line, comments=True)[1:])
 
