@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import cli, data, evaluate, keys, loop, models, nets, report, sharpness, train
+from dememo_jax import bounds, cli, data, evaluate, keys, loop, models, nets, report, sharpness, train
 from dememo_jax.cli import configs, lineage, runs
 from dememo_jax.protect import victim
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, PICTURES = Path(__file__).parent / "results", Path(__file__).parent.parent / "docs"
 
 
 class Setting(NamedTuple):
@@ -159,40 +159,74 @@ def spread(values) -> str:
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def correlations(by: dict, kinds: list[str], other: dict | None = None) -> list[float | None]:
+    """Spearman's correlation, seed by seed, of UD with test accuracy, or with the UD of another way to measure it."""
+    found = []
+    for seed in range(min(len(by[kind]) for kind in kinds)):
+        if other is None:
+            found.append(sharpness.compared({kind: by[kind][seed] for kind in kinds}).correlation)
+        else:
+            pairs = [(by[kind][seed].distance, other[kind][seed].distance) for kind in kinds]
+            found.append(bounds.rank_correlation(*zip(*pairs))[0])
+    return found
+
+
 def tables(found: dict, setting: Setting) -> tuple[str, dict]:
     each = {solver: distances(found, solver) for solver in setting.solvers}
     each |= {f"ball, threshold {rule}": distances(found, "ball", rule=rule) for rule in ("pooled", "median")}
     each["ball, by parameters"] = distances(found, "ball", weighting="parameter")
-    head = ["training data", "test accuracy", *each, "mean SAL ratio (ball)", "ascents stalled (ball)"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for kind, seeds in found.items():
-        ball = each["ball"][kind]
-        cells = [spread([one[-1]["test"] for one in seeds]), *(spread([d.distance for d in by[kind]]) for by in each.values())]
-        cells += [spread([d.ratio for d in ball]), f"{np.mean([d.stalled for d in ball]):.0%}"]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| solver | rank correlation with test accuracy, seed by seed | with the order of the paper's solver | seconds |",
-        "|---|---|---|---|",
-    ]
-    agreement = {}
-    whole = [kind for kind in found if "%" not in kind and len(found[kind]) == len(found["clean"])]
-    seeds = range(len(found["clean"]))
-    for solver, by in each.items():
-        with_accuracy = [sharpness.compared({k: by[k][s] for k in whole}).correlation for s in seeds]
-        mine = [[by[k][s].distance for k in whole] for s in seeds]
-        theirs = [[each["ball"][k][s].distance for k in whole] for s in seeds]
-        like = [sharpness.distance.bounds.rank_correlation(a, b)[0] for a, b in zip(mine, theirs)]
-        took = [e[solver]["seconds"] for k in found for one in found[k] for e in one[1:]] if solver in setting.solvers else []
-        agreement[solver] = {
-            "with accuracy": with_accuracy,
-            "with the paper's solver": like,
-            "seconds": np.median(took) if took else None,
+    others = [name for name in each if name not in SOLVERS]
+
+    def rows(names, more):
+        for kind, seeds in found.items():
+            accuracy = spread([one[-1]["test"] for one in seeds])
+            yield [kind, str(len(seeds)), accuracy, *(spread([d.distance for d in each[n][kind]]) for n in names), *more(kind)]
+
+    def beside(kind):
+        ball, worse = each["ball"][kind], each["normalized"][kind]
+        ratios = (spread([d.ratio for d in by]) for by in (ball, worse))
+        return [*ratios, f"{np.mean([d.stalled for d in ball]):.0%}"]
+
+    first = ["training data", "seeds", "test accuracy"]
+    text = "Unlearnable Distance by solver, mean ± standard deviation over seeds; mean SAL over the clean network's.\n\n"
+    text += markdown(
+        [*first, *SOLVERS, "SAL ratio, ball", "SAL ratio, normalized", "stalled, ball"], list(rows(SOLVERS, beside))
+    )
+    text += "\nSensitivity of UD.\n\n" + markdown([*first, *others], list(rows(others, lambda kind: [])))
+    protections, everything = list(setting.methods)[:-1], ["clean", *setting.methods, "random labels"]
+    agreement, lines = {}, []
+    for name, by in each.items():
+        took = (
+            [entry[name]["seconds"] for k in found for one in found[k] for entry in one[1:]] if name in setting.solvers else []
+        )
+        agreement[name] = {
+            "with accuracy, all": correlations(by, everything),
+            "with accuracy, protections alone": correlations(by, protections),
+            "with the paper's solver, all": correlations(by, everything, each["ball"]),
         }
-        said = [", ".join("-" if v is None else f"{v:.2f}" for v in values) for values in (with_accuracy, like)]
-        lines.append(f"| {solver} | {said[0]} | {said[1]} | {f'{np.median(took):.2f}' if took else '-'} |")
-    plain = {s: {k: [dataclasses.asdict(d) for d in ds] for k, ds in by.items()} for s, by in each.items()}
-    return "\n".join(lines) + "\n", {"distances": plain, "agreement": agreement}
+        told = [", ".join("-" if v is None else f"{v:.2f}" for v in values) for values in agreement[name].values()]
+        lines.append([name, *told, f"{np.median(took):.2f}" if took else "-"])
+    head = ["measured by", *agreement["ball"], "seconds a measurement"]
+    text += "\nRank correlations of UD, one a seed.\n\n" + markdown(head, lines)
+    plain = {name: {k: [dataclasses.asdict(d) for d in ds] for k, ds in by.items()} for name, by in each.items()}
+    return text, {"distances": plain, "agreement": agreement}
+
+
+def picture(found: dict, setting: Setting) -> bytes:
+    """SAL by the paper's solver, layer by epoch, of the first seed."""
+    kinds = [kind for kind in found if "%" not in kind][:8]
+    sals = {
+        kind: [sharpness.from_plain({k: v for k, v in e["ball"].items() if k != "seconds"}) for e in found[kind][0]]
+        for kind in kinds
+    }
+    layers = [name.removesuffix("/kernel") for name in sals[kinds[0]][0].measure.layers]
+    panels = [(f"{kind} ({found[kind][0][-1]['test']:.2f})", sharpness.tracked(sals[kind])) for kind in kinds]
+    above = sharpness.learnable_threshold(sals["clean"])
+    return report.heat_maps(panels, layers, [str(epoch) for epoch in setting.epochs], "SAL, nats", above)
 
 
 def main():
@@ -205,9 +239,11 @@ def main():
     setting = SETTINGS[name]
     found = gather(name, setting, arguments.data, arguments.runs, arguments.seeds)
     text, numbers = tables(found, setting)
-    kept = {"settings": setting._asdict() | {"net": str(setting.net)}, "measured": runs.measured(started), **numbers}
+    kept = {"settings": setting._asdict() | {"net": type(setting.net).__name__}, "measured": runs.measured(started), **numbers}
     report.write_atomic(RESULTS / f"sharpness-{name}.json", report.to_json(kept))
     report.write_atomic(RESULTS / f"sharpness-{name}.md", text)
+    if name == "digits":
+        report.write_atomic(PICTURES / "sal.png", picture(found, setting))
     print(text)
 
 
