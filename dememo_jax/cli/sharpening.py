@@ -39,7 +39,7 @@ def measure_sharpness(config: Sharpness) -> dict:
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done
-    found = _measured(config, subjects)
+    found = _measured(config, subjects, started)
     against: dict[str, dict[str, Distance]] = {}
     if config.clean is not None:
         against = {solver: _distances(config, found[solver]) for solver in config.solver}
@@ -119,31 +119,37 @@ def _subject(config: Sharpness, base: lineage.Trained, folder: Path) -> Subject:
     images = sets.take(images, jnp.asarray(np.sort(order[: config.images])))
     fits = "ball" not in config.solver or len(images.y) >= config.batch
     require(fits, f"{len(images.y):,} images are less than one --batch of {config.batch}; lower it or measure more --images")
-    apply, params = models.freeze(base.model, base.weights)
-    sharpness.learnable_layers(apply, params, images.x[:1], config.only)  # BadInput for leaves that are not there
-    return Subject(base, lineage.kept(folder, base), images, running)
+    subject = Subject(base, lineage.kept(folder, base), images, running)
+    _names(config, subject)  # BadInput for leaves that are not there
+    return subject
 
 
-def _measured(config: Sharpness, subjects: dict[str, Subject]) -> dict[str, dict[str, list[Sal]]]:
+def _names(config: Sharpness, subject: Subject) -> list[str]:
+    return sharpness.learnable_layers(*subject.base.frozen, subject.images.x[:1], config.only)
+
+
+def _measured(config: Sharpness, subjects: dict[str, Subject], started: float) -> dict[str, dict[str, list[Sal]]]:
     """solver -> model -> SAL of every epoch; each is saved as it ends."""
     directory = config.run / runs.CHECKPOINTS / "sal"
     directory.mkdir(parents=True, exist_ok=True)
     jobs = [(solver, name, epoch) for solver in config.solver for name, one in subjects.items() for epoch in one.epochs]
     found: dict[str, dict[str, list[Sal]]] = {solver: {name: [] for name in subjects} for solver in config.solver}
-    with console.progress(f"sharpness {config.run.name}", 100 * len(jobs), 0, "% of a measurement") as advance:
+    layers = len(_names(config, subjects[THIS]))
+    with console.progress(f"sharpness {config.run.name}", layers * len(jobs), 0, "layers") as advance:
         for number, (solver, name, epoch) in enumerate(jobs):
             file = directory / f"{solver}-{name.replace(' ', '-')}-{epoch}.json"
             if file.exists():
                 sal = sharpness.from_plain(json.loads(file.read_text()))
             else:
 
-                def after(done: int, layers: int, number=number) -> None:
-                    advance(100 * number + 100 * done // layers)
+                def after(done: int, _: int, begun: int = layers * number) -> None:
+                    advance(begun + done)
 
                 sal = _sal(config, solver, subjects[name], epoch, after)
                 report.write_atomic(file, report.to_json(sal))
+                report.write_atomic(config.run / runs.CHECKPOINTS / runs.SECONDS, f"{runs.elapsed(started):.3f}")
             found[solver][name].append(sal)
-            advance(100 * (number + 1))
+            advance(layers * (number + 1))
     return found
 
 
