@@ -47,7 +47,7 @@ LOCAL = {
 SOLVERS = {"ball": {"solver": "ball"}, "normalized": NORMAL, **LOCAL}
 SETTINGS = {
     "digits": Setting(
-        nets.mlp(10, (128, 128, 128, 64, 64)), tuple(range(2, 21, 2)), 64, 0.1, 1437,
+        nets.mlp(10, (128, 128, 128, 64, 64)), (4, 8, 12, 16, 20), 64, 0.1, 1437,
         {name: {} for name in ("em", "rem", "tap", "lsp", "ops", "pue", "random")}, (0.2, 0.4, 0.6, 0.8),
         {**SOLVERS, "ball, published mode": {"solver": "ball", "mixed": True},
          "ball, radius 0.01": {"solver": "ball", "radius": 0.01}, "ball, radius 0.1": {"solver": "ball", "radius": 0.1},
@@ -55,11 +55,11 @@ SETTINGS = {
          "one_step, radius 0.1": {"solver": "one_step", "radius": 0.1}},
     ),
     "cifar": Setting(
-        nets.ResNet(10, (1, 1, 1), 8), (3, 10, 20), 64, 0.1, 256,
+        nets.ResNet(10, (1, 1, 1), 8), (3, 20), 64, 0.1, 256,
         {"em": {"epochs": 8, "inner_steps": 5}, "rem": {"epochs": 4, "inner_steps": 5, "draws": 2, "attack_steps": 3},
          "tap": {"epochs": 20, "inner_steps": 60, "restarts": 1}, "lsp": {}, "ops": {},
          "pue": {**CO, "passes": 10, "draws": 2, "learner_steps": 10}, "random": {}},
-        (0.5,), SOLVERS,
+        (), SOLVERS,
     ),
 }  # fmt: skip
 
@@ -136,7 +136,8 @@ def gather(name: str, setting: Setting, path: str, root: Path, seeds: int) -> di
             file.parent.mkdir(parents=True, exist_ok=True)
             report.write_atomic(file, report.to_json(done))
             print(f"{kind}, seed {seed}: test accuracy {done[-1]['test']:.3f}", flush=True)
-        found.setdefault(kind, []).append(json.loads(file.read_text()))
+        kept = [entry for entry in json.loads(file.read_text()) if entry["epoch"] in setting.epochs]
+        found.setdefault(kind, []).append(kept)
     return found
 
 

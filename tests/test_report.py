@@ -157,3 +157,11 @@ def test_write_atomic(tmp_path, monkeypatch):
     report.write_atomic(path, b"third")
     assert path.read_bytes() == b"third"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # what the failure left behind is gone too
+
+
+def test_maps_and_landscapes_are_pictures():
+    maps = [("clean", np.array([[1.0, 2.0], [0.5, 0.0]])), ("dead", np.zeros((2, 2)))]
+    assert report.heat_maps(maps, ["first", "last"], ["1", "2"], "SAL, nats", 0.7)[:4] == b"\x89PNG"
+    x = np.linspace(-1, 1, 3)
+    panels = [("loss", 0.1 + np.add.outer(x**2, x**2), True), ("accuracy", np.ones((3, 3)), False)]  # one is flat
+    assert report.landscape(x, x, panels, ("x", "y"), [[0.5, 0.5], [0.0, 0.0]])[:4] == b"\x89PNG"

@@ -429,3 +429,15 @@ def test_rates_outside_the_unit_interval(bad):
         bounds.tpr_at(np.arange(6.0), HALF, 0.5, alpha=bad)
     with pytest.raises(BadInput, match="alpha"):
         bounds.auc(np.arange(6.0), HALF, alpha=bad)
+
+
+def test_rank_correlation_by_hand():
+    x, y = [1.0, 5.0, 2.0, 9.0, 3.0], [10.0, 30.0, 50.0, 40.0, 20.0]
+    gaps = np.argsort(np.argsort(x)) - np.argsort(np.argsort(y))
+    found, p = bounds.rank_correlation(x, y)
+    assert found == pytest.approx(1 - 6 * (gaps**2).sum() / (5 * 24))
+    assert 0 < p < 1
+    assert bounds.rank_correlation([1, 2], [3, 4]) == (None, None)
+    assert bounds.rank_correlation([1, 1, 1], [3, 4, 5]) == (None, None)
+    with pytest.raises(BadInput, match="one length"):
+        bounds.rank_correlation([1, 2, 3], [1, 2])
