@@ -17,7 +17,7 @@ FLOORS = {
     5: ("__init__", "cli"),
 }
 VOCABULARY = ("types", "errors")  # words that every floor speaks; they import nothing of ours
-ROOMS = ("bounds", "augment", "curvature", *FLOORS[3], "cli")  # folders, whose own files may import each other
+ROOMS = ("bounds", "augment", "curvature", "nets", *FLOORS[3], "cli")  # folders, whose own files may import each other
 KEEPERS = {
     "PIL": ("release",),
     "dp_accounting": ("bounds",),

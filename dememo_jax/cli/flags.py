@@ -26,7 +26,7 @@ Attack = Literal[
 Solver = Literal["ball", "normalized", "one_step", "hvp", "diagonal"]
 Landscape = Literal["trajectory", "random", "top"]
 Comparator = Literal["same_procedure", "from_centre", "data_independent"]
-Net = Literal["mlp", "cnn", "cnn3", "resnet18"]
+Net = Literal["mlp", "cnn", "cnn3", "resnet18", "resnet50", "densenet121", "senet18", "vit-tiny"]
 From = Annotated[Path, arg(name="from", metavar="DIR")]
 MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
 Folder = Annotated[Path, arg(metavar="DIR")]

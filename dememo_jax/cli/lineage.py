@@ -70,6 +70,10 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "cnn": nets.cnn,
     "cnn3": functools.partial(nets.cnn, widths=(16, 32, 64)),
     "resnet18": nets.resnet18,
+    "resnet50": nets.resnet50,
+    "densenet121": nets.densenet121,
+    "senet18": nets.senet18,
+    "vit-tiny": nets.vit_tiny,
 }
 
 
