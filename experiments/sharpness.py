@@ -240,6 +240,8 @@ def main():
     setting = SETTINGS[name]
     found = gather(name, setting, arguments.data, arguments.runs, arguments.seeds)
     text, numbers = tables(found, setting)
+    took = sum(e[name]["seconds"] for each in found.values() for one in each for e in one for name in setting.solvers)
+    numbers["seconds of measuring SAL"] = round(took)
     kept = {"settings": setting._asdict() | {"net": type(setting.net).__name__}, "measured": runs.measured(started), **numbers}
     report.write_atomic(RESULTS / f"sharpness-{name}.json", report.to_json(kept))
     report.write_atomic(RESULTS / f"sharpness-{name}.md", text)
