@@ -164,15 +164,13 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
 
 
-def correlations(by: dict, kinds: list[str], other: dict | None = None) -> list[float | None]:
-    """Spearman's correlation, seed by seed, of UD with test accuracy, or with the UD of another way to measure it."""
+def correlations(by: dict, kinds: list[str], number: str = "distance", other: dict | None = None) -> list[float | None]:
+    """Spearman's correlation, seed by seed, of UD (or the SAL ratio) with test accuracy, or with the UD of another measure."""
     found = []
     for seed in range(min(len(by[kind]) for kind in kinds)):
-        if other is None:
-            found.append(sharpness.compared({kind: by[kind][seed] for kind in kinds}).correlation)
-        else:
-            pairs = [(by[kind][seed].distance, other[kind][seed].distance) for kind in kinds]
-            found.append(bounds.rank_correlation(*zip(*pairs))[0])
+        mine = [getattr(by[kind][seed], number) for kind in kinds]
+        theirs = [by[kind][seed].test_accuracy if other is None else other[kind][seed].distance for kind in kinds]
+        found.append(bounds.rank_correlation(mine, theirs)[0])
     return found
 
 
@@ -200,14 +198,16 @@ def tables(found: dict, setting: Setting) -> tuple[str, dict]:
     text += "\nSensitivity of UD.\n\n" + markdown([*first, *others], list(rows(others, lambda kind: [])))
     protections, everything = list(setting.methods)[:-1], ["clean", *setting.methods, "random labels"]
     agreement, lines = {}, []
-    for name, by in each.items():
+    ways = [(name, by, "distance") for name, by in each.items()]
+    ways += [(f"SAL ratio, {name}", each[name], "ratio") for name in ("ball", "normalized")]
+    for name, by, number in ways:
         took = (
             [entry[name]["seconds"] for k in found for one in found[k] for entry in one[1:]] if name in setting.solvers else []
         )
         agreement[name] = {
-            "with accuracy, all": correlations(by, everything),
-            "with accuracy, protections alone": correlations(by, protections),
-            "with the paper's solver, all": correlations(by, everything, each["ball"]),
+            "with accuracy, all": correlations(by, everything, number),
+            "with accuracy, protections alone": correlations(by, protections, number),
+            "with the paper's solver, all": correlations(by, everything, number, each["ball"]),
         }
         told = [", ".join("-" if v is None else f"{v:.2f}" for v in values) for values in agreement[name].values()]
         lines.append([name, *told, f"{np.median(took):.2f}" if took else "-"])
