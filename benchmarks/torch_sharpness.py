@@ -48,9 +48,10 @@ def main(name, path, batch, rounds, layers, layout):
         x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long()
         leaves = [file[f"w{i}"] for i in range(len(file.files) - 2)]
     net = NETS[name]().eval()
-    load(net, leaves, False)
-    if x.ndim == 4:
+    load(net, leaves, name == "cnn")
+    if name != "digits":
         x = x.permute(0, 3, 1, 2).contiguous()
+    x = x.flip(2, 3) if name == "cnn" else x  # as torch_loop says
     if layout == "channels-last":
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     weights = [p for p in net.parameters() if p.ndim >= 2]

@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import curvature, evaluate, keys, losses, models, tree
+from dememo_jax import evaluate, keys, losses, models, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.sharpness import local, search
+from dememo_jax.sharpness.landscape import loss_and_accuracy
 from dememo_jax.sharpness.results import Measure, Sal
 from dememo_jax.types import Apply, Dataset, Key, Loss, Params
 
@@ -137,11 +138,15 @@ def _norms(params: Params, chosen: tuple[bool, ...], names: list[str]) -> np.nda
     return np.array([norm for _, norm in found], np.float32)
 
 
+_call = jax.jit(lambda metric, params, data: metric(params, data))
+
+
 def _state(apply, params, data, loss, batch) -> tuple[float, float]:
-    before = float(jax.jit(curvature.mean_loss, static_argnames=("loss", "batch"))(apply, params, data, loss=loss, batch=batch))
+    """Mean loss and accuracy, in one pass."""
+    before, right = map(float, _call(loss_and_accuracy(apply, loss=loss, batch=batch), params, data))
     if not np.isfinite(before):
         raise NonFinite(f"the loss of the network is {before} before any perturbation; check weights and data")
-    return before, float(evaluate.accuracy(apply, params, data))
+    return before, right
 
 
 # --- solvers: the settings for the record, and what was found for every chosen tensor in tree order ------------------
