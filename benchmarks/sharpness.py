@@ -13,23 +13,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from audit import seconds
 from certify import in_torch_order
 
 from dememo_jax import curvature, data, models, nets, sharpness, sources
 
 HERE, PAIRS = Path(__file__).resolve(), 3
-
-
-def seconds(call) -> float:
-    begun = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - begun
 
 
 def in_turn(*calls, pairs=PAIRS) -> tuple[list[float], float]:

@@ -73,7 +73,8 @@ def load(net, leaves, flip):
                 module.bias.copy_(torch.from_numpy(next(leaves)))
 
 
-def main(name, path, draws, layout):
+def prepared(name, path, layout):
+    """The network in evaluation mode with the weights of the file, its images and labels."""
     torch.set_num_threads(2)
     with np.load(path, allow_pickle=False) as file:
         x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long()
@@ -86,6 +87,11 @@ def main(name, path, draws, layout):
         x = x.flip(2, 3)
     if layout == "channels-last":
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    return net, x, y
+
+
+def main(name, path, draws, layout):
+    net, x, y = prepared(name, path, layout)
     batches = list(zip(x.split(BATCH), y.split(BATCH)))
     params, seconds = list(net.parameters()), []
     with torch.no_grad():

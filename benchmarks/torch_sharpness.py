@@ -7,9 +7,8 @@ import json
 import sys
 import time
 
-import numpy as np
 import torch
-from torch_loop import NETS, load
+from torch_loop import prepared
 
 RADIUS, RATE = 0.05, 0.1
 
@@ -43,17 +42,7 @@ def search(net, weight, x, y, batch, rounds, sign, start):
 
 
 def main(name, path, batch, rounds, layers, layout):
-    torch.set_num_threads(2)
-    with np.load(path, allow_pickle=False) as file:
-        x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long()
-        leaves = [file[f"w{i}"] for i in range(len(file.files) - 2)]
-    net = NETS[name]().eval()
-    load(net, leaves, name == "cnn")
-    if name != "digits":
-        x = x.permute(0, 3, 1, 2).contiguous()
-    x = x.flip(2, 3) if name == "cnn" else x  # as torch_loop says
-    if layout == "channels-last":
-        net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    net, x, y = prepared(name, path, layout)
     weights = [p for p in net.parameters() if p.ndim >= 2]
     start, found, seconds = mean_loss(net, x, y, batch), [], []
     for at in layers:

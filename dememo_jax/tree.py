@@ -27,6 +27,12 @@ def norm(tree: Params) -> Array:
     return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
+def unit(tree: Params) -> Params:
+    """The tree at length one; zero where it is zero."""
+    length = norm(tree)
+    return jax.tree.map(lambda leaf: jnp.where(length > 0, leaf / jnp.maximum(length, 1e-30), 0.0), tree)
+
+
 def distance(a: Params, b: Params) -> Array:
     """Global l2 distance between two trees of one shape."""
     return norm(jax.tree.map(jnp.subtract, a, b))
@@ -61,9 +67,15 @@ def gaussian_like(key: Key, tree: Params, scale: float | Array | Params = 1.0) -
     scales = leaf_scales(scale, tree)
     dtype = jnp.result_type(jnp.float32, *leaves)
     flat = jax.random.normal(key, (size(tree),), dtype)
-    parts = jnp.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1])
-    drawn = [part.reshape(leaf.shape) * jnp.asarray(s, dtype) for part, leaf, s in zip(parts, leaves, scales, strict=True)]
-    return jax.tree.unflatten(treedef, drawn)
+    parts = jax.tree.leaves(cut(flat, tree))
+    return jax.tree.unflatten(treedef, [part * jnp.asarray(s, dtype) for part, s in zip(parts, scales, strict=True)])
+
+
+def cut(flat: Array, like: Params) -> Params:
+    """Numbers [..., P] as a tree of the shapes of `like`, in tree order, behind the same leading axes."""
+    leaves, treedef = jax.tree.flatten(like)
+    parts = jnp.split(flat, np.cumsum([leaf.size for leaf in leaves])[:-1], axis=-1)
+    return jax.tree.unflatten(treedef, [part.reshape(*flat.shape[:-1], *leaf.shape) for part, leaf in zip(parts, leaves)])
 
 
 def check_scale(scale: float | Array | Params, tree: Params) -> None:

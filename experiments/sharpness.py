@@ -144,14 +144,18 @@ def gather(name: str, setting: Setting, path: str, root: Path, seeds: int) -> di
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
+def sals(entries: list[dict], solver: str) -> list[sharpness.Sal]:
+    return [sharpness.from_plain({k: v for k, v in entry[solver].items() if k != "seconds"}) for entry in entries]
+
+
 def distances(found: dict, solver: str, **how) -> dict[str, list[sharpness.Distance]]:
     """UD of every kind and seed, against the clean network of the same seed."""
 
-    def sals(entries):
-        return [sharpness.from_plain({k: v for k, v in e[solver].items() if k != "seconds"}) for e in entries]
-
     return {
-        kind: [sharpness.unlearnable_distance(sals(one), sals(found["clean"][seed]), **how) for seed, one in enumerate(each)]
+        kind: [
+            sharpness.unlearnable_distance(sals(one, solver), sals(found["clean"][seed], solver), **how)
+            for seed, one in enumerate(each)
+        ]
         for kind, each in found.items()
     }
 
@@ -220,13 +224,10 @@ def tables(found: dict, setting: Setting) -> tuple[str, dict]:
 def picture(found: dict, setting: Setting) -> bytes:
     """SAL by the paper's solver, layer by epoch, of the first seed."""
     kinds = [kind for kind in found if "%" not in kind][:8]
-    sals = {
-        kind: [sharpness.from_plain({k: v for k, v in e["ball"].items() if k != "seconds"}) for e in found[kind][0]]
-        for kind in kinds
-    }
-    layers = [name.removesuffix("/kernel") for name in sals[kinds[0]][0].measure.layers]
-    panels = [(f"{kind} ({found[kind][0][-1]['test']:.2f})", sharpness.tracked(sals[kind])) for kind in kinds]
-    above = sharpness.learnable_threshold(sals["clean"])
+    of = {kind: sals(found[kind][0], "ball") for kind in kinds}
+    layers = [name.removesuffix("/kernel") for name in of[kinds[0]][0].measure.layers]
+    panels = [(f"{kind} ({found[kind][0][-1]['test']:.2f})", sharpness.tracked(of[kind])) for kind in kinds]
+    above = sharpness.learnable_threshold(of["clean"])
     return report.heat_maps(panels, layers, [str(epoch) for epoch in setting.epochs], "SAL, nats", above)
 
 

@@ -43,13 +43,14 @@ def _plane(config: Sharpness, subject: Any, kind: str) -> dict[str, Any]:
     apply, params = models.freeze(subject.base.model, last)
     key, grid = keys.named(jax.random.key(config.seed), f"landscape {kind}"), np.linspace(-1, 1, config.points)
     x = y = config.span * grid
-    labels, points, said = ("first direction", "second direction"), None, ""
+    labels: tuple[str, ...] = ("first direction", "second direction")
+    points, said = None, ""
     if kind == "trajectory":
         start = subject.base.model.init(jax.random.key(subject.base.trained["seed"]), subject.images.x[:1])
         path = sharpness.trajectory([start.params, *(subject.epochs[epoch].params for epoch in sorted(subject.epochs))])
         ways, points = path.directions, path.points
         x, y = (_around(points[:, i], config.points) for i in range(2))
-        labels = tuple(f"l2 distance along component {i + 1} ({path.explained[i]:.0%})" for i in range(2))  # type: ignore[assignment]
+        labels = tuple(f"l2 distance along component {i + 1} ({path.explained[i]:.0%})" for i in range(2))
     elif kind == "random":
         ways = sharpness.random_directions(key, params)
         labels = ("first direction, in lengths of the weights", "second")

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dememo_jax import keys, tree
 from dememo_jax.curvature.products import Operator
 from dememo_jax.errors import require
-from dememo_jax.types import Array, Key, Params
+from dememo_jax.types import Key, Params
 
 
 class Estimate(NamedTuple):
@@ -26,11 +27,8 @@ class Estimate(NamedTuple):
 
 def signs(key: Key, like: Params) -> Params:
     """Independent +1 and -1 in the shape of `like` (Rademacher)."""
-    leaves, treedef = jax.tree.flatten(like)
     flat = jax.random.rademacher(key, (tree.size(like),), jnp.float32)
-    ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves))]
-    parts = [flat[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype) for leaf, end in zip(leaves, ends)]
-    return jax.tree.unflatten(treedef, parts)
+    return jax.tree.map(lambda part, leaf: part.astype(leaf.dtype), tree.cut(flat, like), like)
 
 
 def diagonal(product: Operator, like: Params, key: Key, *, probes: int = 16, width: int = 4) -> Estimate:
@@ -44,7 +42,7 @@ def diagonal(product: Operator, like: Params, key: Key, *, probes: int = 16, wid
 
 def trace(product: Operator, like: Params, key: Key, *, probes: int = 16, width: int = 4) -> Estimate:
     """The trace, a scalar: mean of z^T H z, Hutchinson 1990; its variance is 2 sum_{i != j} H_ij^2 / probes."""
-    return _mean(lambda one: signs(one, like), lambda z, hz: _dot(z, hz), product, key, probes, width)
+    return _mean(lambda one: signs(one, like), optax.tree.vdot, product, key, probes, width)
 
 
 def layer_blocks(product: Operator, vectors: Params, key: Key, *, probes: int = 8, width: int = 4) -> Estimate:
@@ -65,14 +63,10 @@ def layer_blocks(product: Operator, vectors: Params, key: Key, *, probes: int = 
     return _mean(draw, each, product, key, probes, width)
 
 
-def _dot(a: Params, b: Params) -> Array:
-    return sum(jnp.vdot(x, y, precision="highest") for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))  # type: ignore[return-value]
-
-
 def _mean(draw: Callable, statistic: Callable, product: Operator, key: Key, probes: int, width: int) -> Estimate:
     """Mean and standard error of statistic(z, H z) over the probes z, by Welford's recurrence."""
     require(probes >= 1 and width >= 1, f"need at least one probe and a width of one, got {probes} and {width}")
-    width = math.gcd(probes, width) if probes % width else width
+    width = math.gcd(probes, width)
 
     def group(carry, begin):
         vectors = jax.vmap(draw)(jax.vmap(lambda i: keys.at(key, i))(begin + jnp.arange(width)))

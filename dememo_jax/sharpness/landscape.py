@@ -80,11 +80,7 @@ def trajectory(points: Sequence[Params]) -> Trajectory:
     values, vectors = values[::-1][:2], vectors[:, ::-1][:, :2]
     require(values[1] > 1e-9 * values[0], "the points of the run lie on one line: they span no plane")
     basis = (vectors.T @ flat) / np.sqrt(values)[:, None]
-    ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(points[-1])])[:-1]
-    leaves = [
-        part.reshape(2, *np.shape(leaf)) for part, leaf in zip(np.split(basis, ends, axis=1), jax.tree.leaves(points[-1]))
-    ]
-    directions = jax.tree.unflatten(jax.tree.structure(points[-1]), [jnp.asarray(leaf, jnp.float32) for leaf in leaves])
+    directions = tree.cut(jnp.asarray(basis, jnp.float32), points[-1])
     where = np.concatenate([flat @ basis.T, np.zeros((1, 2))])
     total = float(np.trace(gram))
     return Trajectory(directions, where, (float(values[0] / total), float(values[1] / total)))

@@ -215,9 +215,7 @@ def _result(measure: Measure, kept: list[str], found: dict, loss: float, right: 
         bad = [layer for layer, v in each[what].items() if what != "error" and not np.isfinite(v).all()]
         if bad:
             raise NonFinite(f"the {what} of {bad[0]} is not finite: the search left the numbers; lower lr or the radius")
-        if (
-            measure.granularity == "layer"
-        ):  # of a mean the largest error there can be: how those of its terms go together is unknown
+        if measure.granularity == "layer":  # the mean of errors is the most that the error of a mean can be
             each[what] = {layer: float(np.mean(v)) for layer, v in each[what].items()}
     stalled = tuple(layer for layer in measure.layers if found["stalled"][kept.index(layer)])
     own = {layer: sizes[layer] for layer in measure.layers}

@@ -24,7 +24,7 @@ def _slopes(apply, params, data, chosen, loss, batch) -> tuple[list[Array], Arra
     gradient = curvature.mean_gradient(apply, params, data, loss=loss, batch=batch)
     kept = [leaf for leaf, keep in zip(jax.tree.leaves(gradient), chosen) if keep]
     lengths = jnp.stack([tree.norm(leaf) for leaf in kept])
-    return [jnp.where(n > 0, leaf / jnp.maximum(n, 1e-30), 0.0) for leaf, n in zip(kept, lengths)], lengths
+    return [tree.unit(leaf) for leaf in kept], lengths
 
 
 @partial(jax.jit, static_argnames=("chosen", "loss", "batch", "width"))

@@ -95,19 +95,10 @@ def _search(apply: Apply, join: Callable[[Any], Params], zero, data: Dataset, ke
         """One step of fixed length along the gradient of the whole mean."""
 
         def slope(_, t, moved):
-            def of_block(block, real):
-                def objective(d):
-                    return -sign * jnp.where(real, how.loss(apply(join(d), block.x), block.y), 0.0).sum()
+            return curvature.mean_gradient(lambda d, x: apply(join(d), x), moved, data, loss=how.loss, batch=how.batch)
 
-                return jax.grad(objective)(moved)
-
-            return curvature.total(of_block, data, batch=how.batch)
-
-        def direction(slope):
-            length = tree.norm(slope)
-            return jax.tree.map(lambda g: jnp.where(length > 0, g / jnp.maximum(length, 1e-30), 0.0), slope)
-
-        return projected.search(key, moved, slope, stride=how.stride * radius, steps=1, project=held, direction=direction)
+        stride = -sign * how.stride * radius
+        return projected.search(key, moved, slope, stride=stride, steps=1, project=held, direction=tree.unit)
 
     def once(carry, number):
         moved, best = carry
