@@ -13,7 +13,7 @@ FLOORS = {
     1: ("augment", "data", "losses", "mesh", "models", "nets", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
-    4: ("checkpoint", "release", "report", "sources"),
+    4: ("cells", "checkpoint", "release", "report", "sources"),
     5: ("__init__", "cli"),
 }
 VOCABULARY = ("types", "errors")  # words that every floor speaks; they import nothing of ours
