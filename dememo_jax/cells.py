@@ -40,8 +40,8 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, commit: str | None
         require(not differing, f"{folder} holds cells of other settings: {'; '.join(differing)}. Name another folder")
         others = {cell.get("commit") for cell in done(folder).values()} - {commit}
         shown = ", ".join(sorted(str(other)[:12] for other in others))
-        require(mixed or not others, f"{folder} holds cells of another commit ({shown}): name another folder, or keep them beside "
-                "new ones with --mixed")  # fmt: skip
+        remedy = "name another folder, or keep them beside new ones with --mixed"
+        require(mixed or not others, f"{folder} holds cells of another commit ({shown}): {remedy}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         report.write_atomic(path, report.to_json(settings))

@@ -53,10 +53,10 @@ def test_other_settings_commits_and_folders_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="is a file"):
         cells.begin(tmp_path / "file", {})
-    with pytest.raises(BadInput, match="no settings.json"):
+    with pytest.raises(BadInput, match=r"no settings\.json"):
         cells.begin(tmp_path, {})
     (folder / "cell-0.json").write_text("{")
-    with pytest.raises(BadInput, match="cell-0.json is damaged"):
+    with pytest.raises(BadInput, match=r"cell-0\.json is damaged"):
         cells.done(folder)
 
 

@@ -1,0 +1,1 @@
+"""What the experiments share: presets, models made once, and a table that is filled cell by cell."""

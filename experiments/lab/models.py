@@ -1,0 +1,154 @@
+"""Data, noise and networks of the experiments, each made once and kept in the work folder, whichever process asks first."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dememo_jax import cells, checkpoint, keys, loop, models, report, sources, train, unlearn
+from dememo_jax import data as sets
+from dememo_jax.cli import configs, lineage, protecting, runs
+from dememo_jax.types import Dataset, Model, Perturbation, Weights
+from lab.presets import Learning, Preset
+
+scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch"))
+
+
+@dataclass(frozen=True)
+class World:
+    """A preset, its data, and the folder where noise and weights are kept."""
+
+    preset: Preset
+    data: str
+    work: Path
+
+    def __hash__(self) -> int:
+        return hash((self.preset.name, self.data, self.work, self.preset.batch))
+
+
+@functools.lru_cache(maxsize=2)
+def sets_of(world: World) -> tuple[Dataset, Dataset]:
+    """Training and test images: as many of each class as the preset says, the first ones."""
+    loaded = sources.load(world.data)
+    if world.preset.images is None:
+        return loaded
+    return tuple(_first(part, count) for part, count in zip(loaded, world.preset.images))  # type: ignore[return-value]
+
+
+def _first(data: Dataset, count: int) -> Dataset:
+    labels = np.asarray(data.y)
+    rank = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    part = sets.select(data, rank < count)
+    return sets.make(part.x, part.y)
+
+
+def noise(world: World, name: str) -> Perturbation:
+    """A perturbation of the whole training set, by `dememo protect`."""
+    work, preset = world.work, world.preset
+    with cells.turn(work / f"protect-{name}.lock"):
+        training, test = sets_of(world)
+        file = work / "data.npz"
+        if not file.exists():
+            part = file.with_name("part.npz")
+            np.savez(part, x_train=training.x, y_train=training.y, x_test=test.x, y_test=test.y)
+            part.replace(file)
+        made = configs.Protect(work / f"protect-{name}", name, str(file), model=preset.surrogate, **preset.protect[name])  # type: ignore[arg-type]
+        protecting.protect_data(made)
+        with np.load(made.run / lineage.NOISE, allow_pickle=False) as kept:
+            return Perturbation(*(jnp.asarray(kept[field]) for field in Perturbation._fields))
+
+
+# --- networks ----------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def network(module: Any) -> Model:
+    return models.from_linen(module)
+
+
+@functools.lru_cache(maxsize=32)
+def _learner(module: Any, how: Learning, steps: int, augment: str):
+    cosine = optax.cosine_decay_schedule(how.lr, max(1, steps))
+    sgd = how.optimizer == "sgd"
+    tx = train.clipped_sgd(how.lr, 0.9, how.weight_decay, steps) if sgd else optax.adamw(cosine, weight_decay=how.weight_decay)
+    return train.sgd(network(module), tx, augment=lineage.augmentation(augment))
+
+
+def learned(
+    world: World, kind: str, seen: Dataset, seed: int, *, mask=None, augment: str | None = None, what: str = ""
+) -> Weights:
+    """Weights of a network of that kind after training on the examples where `mask`."""
+    preset = world.preset
+    module, how = preset.networks["resnet18" if kind == "victim" else kind], preset.learning[kind]
+    steps = sets.steps(len(seen.y) if mask is None else int(np.sum(mask)), preset.batch, how.epochs)
+    method, key = _learner(module, how, steps, preset.augment if augment is None else augment), jax.random.key(seed)
+    state = method.init(keys.named(key, f"init {what}"), seen.x[:1])
+    mask = None if mask is None else jnp.asarray(mask)
+    return scan(method, keys.named(key, what), state, seen, steps=steps, batch=preset.batch, mask=mask)[0].weights
+
+
+def kept(world: World, name: str, make: Callable[[], Weights]) -> Weights:
+    """The victim's kind of weights under a name; made and stored by whoever needs them first."""
+    training, _ = sets_of(world)
+    like = jax.eval_shape(network(world.preset.networks["resnet18"]).init, jax.random.key(0), training.x[:1])
+    store = checkpoint.store(world.work / "weights", like, print)
+    with cells.turn(world.work / "weights" / f"{name}.lock"):
+        found = store.load(name)
+        if found is None:
+            found = jax.block_until_ready(make())
+            store.save(name, found)
+        return found
+
+
+# --- unlearning --------------------------------------------------------------------------------------------------
+
+
+def _adjustable(learning_rate: float) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(learning_rate, 0.9))
+
+
+@functools.lru_cache(maxsize=8)
+def _descent(recipe: Callable, module: Any, batch: int):
+    return recipe(network(module), optax.inject_hyperparams(_adjustable)(1.0), batch=batch)
+
+
+def unlearned(world: World, method: str, rate: float, weights: Weights, seen: Dataset, forget, seed: int) -> Weights:
+    """Weights after FT, GA or IF, at a learning rate or a scale of the step."""
+    preset, key = world.preset, jax.random.key(seed)
+    model = network(preset.networks["resnet18"])
+    if method == "IF":
+        count = None if preset.samples is None else min(preset.samples, int((~forget).sum()))
+        apply, params = models.freeze(model, weights)
+        return weights._replace(
+            params=unlearn.influence(apply, params, seen, forget, alpha=rate, damping=0.1, samples=count).params
+        )
+    recipe, epochs = {
+        "FT": (unlearn.finetune, preset.finetune_epochs), "GA": (unlearn.gradient_ascent, preset.ascent_epochs),
+    }[method]  # fmt: skip
+    descent = _descent(recipe, preset.networks["resnet18"], preset.batch)
+    state = descent.init(key, weights, seen, forget)
+    state = state._replace(opt=optax.tree.set(state.opt, learning_rate=np.float32(rate)))
+    steps = descent.steps(int(forget.sum()), int((~forget).sum()), epochs)
+    return descent.finish(scan(descent, key, state, seen, steps=steps)[0])
+
+
+def finite(weights: Weights) -> bool:
+    """False for a model that diverged: it has no accuracy."""
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(weights))
+
+
+def stamp(world: World, started: float, seed: int) -> dict[str, Any]:
+    """What stands beside a value: seed, device, versions, commit, configuration, seconds."""
+    plain = dataclasses.asdict(world.preset) | {"networks": {name: repr(net) for name, net in world.preset.networks.items()}}
+    found = runs.measured(started)
+    return {"seed": seed, "commit": found["commit"], "measured": found, "configuration": json.loads(report.to_json(plain))}

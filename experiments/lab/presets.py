@@ -1,0 +1,110 @@
+"""How large an experiment is: the paper's settings, a reduced one for CPU, and one that only shows that everything runs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dememo_jax import nets
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a network is trained: SGD at a cosine, or AdamW."""
+
+    epochs: int
+    lr: float
+    weight_decay: float
+    optimizer: str = "sgd"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that a cell's value depends on, beside its name and the data."""
+
+    name: str
+    data: str  # where nothing else is said
+    images: tuple[int, int] | None  # of each class, for training and testing; None: all
+    networks: dict[str, Any]  # the paper's name -> ours
+    learning: dict[str, Learning]  # the same names; "victim": the one that is to forget
+    batch: int
+    surrogate: str
+    protect: dict[str, dict[str, Any]]  # perturbation -> what differs from the published settings
+    augment: str = "crop-flip"
+    finetune_epochs: int = 10
+    ascent_epochs: int = 5
+    samples: int | None = None  # of the retain set, behind the influence function's curvature
+    rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # method -> small and large scale at class level
+    seeds: tuple[int, ...] = (0,)
+
+
+_CO: dict[str, Any] = {"batch": 128, "learner_steps": 20}
+_CNNS = {"resnet18": Learning(60, 0.1, 5e-4), "densenet121": Learning(60, 0.1, 5e-4)}
+
+PRESETS = {
+    "smoke": Preset(
+        name="smoke",
+        data="digits",
+        images=(12, 6),
+        networks={
+            "resnet18": nets.ResNet(10, (1, 1), 4),
+            "densenet121": nets.DenseNet(10, (1, 1), 4),
+            "vit_tiny": nets.ViT(10, 4, 12, 1, 3),
+        },
+        learning={
+            **dict.fromkeys(("resnet18", "densenet121", "victim"), Learning(2, 0.1, 5e-4)),
+            "vit_tiny": Learning(2, 3e-4, 0.05, "adamw"),
+        },
+        batch=32,
+        surrogate="mlp",
+        protect={
+            "ue-c": {"passes": 1},
+            "pue": {"passes": 1, "draws": 1, "learner_steps": 1},
+            "ops": {},
+            "ue-s": {"passes": 1, "inner_steps": 1},
+            "tue": {},
+            "tap": {"epochs": 1, "inner_steps": 2, "restarts": 1},
+        },
+        augment="none",
+        finetune_epochs=1,
+        ascent_epochs=1,
+        samples=8,
+        rates={"FT": (0.01, 0.05), "GA": (1e-4, 1e-3), "IF": (0.3, 3.0)},
+    ),
+    "cpu": Preset(
+        name="cpu",
+        data="cifar10.npz",
+        images=(200, 100),
+        networks={
+            "resnet18": nets.ResNet(10, (1, 1, 1), 8),
+            "densenet121": nets.DenseNet(10, (1, 1, 1), 8),
+            "vit_tiny": nets.ViT(10, 8, 48, 2, 3),
+        },
+        learning={
+            **dict.fromkeys(("resnet18", "densenet121", "victim"), Learning(20, 0.1, 5e-4)),
+            "vit_tiny": Learning(20, 1e-3, 0.05, "adamw"),
+        },
+        batch=64,
+        surrogate="cnn3",
+        protect={
+            "ue-c": {**_CO, "passes": 25},
+            "pue": {**_CO, "passes": 15, "draws": 2, "learner_steps": 10},
+            "ops": {},
+            "ue-s": {**_CO, "passes": 10, "inner_steps": 10},
+            "tue": {},
+            "tap": {"epochs": 20, "inner_steps": 100, "restarts": 1},
+        },
+        finetune_epochs=3,
+        samples=256,
+        rates={"FT": (0.015, 0.1), "GA": (3e-4, 2e-3), "IF": (0.3, 3.0)},
+    ),
+    "paper": Preset(
+        name="paper",
+        data="cifar10.npz",
+        images=None,
+        networks={"resnet18": nets.resnet18(10), "densenet121": nets.densenet121(10), "vit_tiny": nets.vit_tiny(10)},
+        learning={**_CNNS, "vit_tiny": Learning(60, 3e-4, 0.05, "adamw"), "victim": Learning(100, 0.01, 5e-4)},
+        batch=128,
+        surrogate="resnet18",
+        protect={name: {} for name in ("ue-c", "pue", "ops", "ue-s", "tue", "tap")},
+        rates={"FT": (0.015, 0.03), "GA": (1.7e-5, 4.8e-5), "IF": (2.0, 7.0)},
+    ),
+}

@@ -1,0 +1,80 @@
+"""The command line of every table: which preset, which data, which folders; then cell by cell, with an estimate of the time."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from dememo_jax import cells
+from dememo_jax.cli import console, runs
+from dememo_jax.errors import BadInput, require
+from lab import models
+from lab.models import World
+from lab.presets import PRESETS
+
+RESULTS = Path(__file__).parent.parent / "results"
+EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+def main(table: str, doc: str, names: Callable[[World], Sequence[str]], compute: Callable[[World, str], dict],
+         argv: Sequence[str] | None = None) -> dict[str, dict]:  # fmt: skip
+    """Fill `results/PRESET/TABLE`; returns its cells. `compute(world, name)` gives what stands in one."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--data", help="digits, an .npz or a TFDS name; default that of the preset")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/experiments"), help="noise and weights; share it, or fill it anew"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON a cell; processes that share it share the work")
+    parser.add_argument("--only", nargs="*", help="these cells")
+    parser.add_argument("--mixed", action="store_true", help="keep cells of other commits")
+    asked = parser.parse_args(argv)
+    preset = PRESETS[asked.preset]
+    world = World(preset, asked.data or preset.data, (asked.work / preset.name).resolve())
+    try:
+        return _fill(world, asked, table, list(names(world)), compute)
+    except BadInput as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+def _fill(world: World, asked: argparse.Namespace, table: str, names: list[str], compute: Callable) -> dict[str, dict]:
+    unknown = sorted(set(asked.only or ()) - set(names))
+    require(not unknown, f"{table} has no cell {', '.join(unknown)}; it has {', '.join(names)}")
+    training, _ = models.sets_of(world)  # data that are not there must show before anything is claimed
+    world.work.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(world.work / "compiled"))
+    folder = asked.results / world.preset.name / table
+    configuration = models.stamp(world, 0.0, 0)["configuration"]
+    settings = configuration | {"digest": runs.digest(training.x, training.y)}
+    cells.begin(folder, settings, commit=runs.measured(0.0)["commit"], mixed=asked.mixed)
+    wanted = asked.only or names
+    already = len(cells.done(folder).keys() & set(wanted))
+    with console.progress(f"{table}, {world.preset.name}", len(wanted), already, "cells") as advance:
+        found = cells.fill(folder, wanted, lambda name: _cell(world, name, compute), say=console.say, after=advance)
+    console.say(f"{table}: {len(found)} of {len(names)} cells in {folder}")
+    return found
+
+
+def _cell(world: World, name: str, compute: Callable) -> dict:
+    """One cell; where a device runs out of memory, once more with half of the batch."""
+    started = time.monotonic()
+    try:
+        found = compute(world, name)
+    except jax.errors.JaxRuntimeError as error:
+        batch = world.preset.batch
+        if EXHAUSTED not in str(error) or batch == 1:
+            raise
+        console.warn(f"{name}: out of memory with batches of {batch}; once more with {batch // 2}")
+        world = dataclasses.replace(world, preset=dataclasses.replace(world.preset, batch=batch // 2))
+        try:
+            found = compute(world, name)
+        except jax.errors.JaxRuntimeError as again:
+            require(EXHAUSTED not in str(again), f"{name}: out of memory with batches of {batch // 2} as well: take a larger "
+                    "device or smaller images; cells that are finished stay")  # fmt: skip
+            raise
+    return {"cell": name, **found, **models.stamp(world, started, world.preset.seeds[0])}
