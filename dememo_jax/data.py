@@ -17,10 +17,14 @@ from dememo_jax.types import Array, Dataset, Key, Perturbation
 
 def make(x, y) -> Dataset:
     """A full set from images [N, ...] (uint8, or float in [0, 1]) and integer labels [N]."""
+    return Dataset(floats(x), jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+
+
+def floats(x) -> Array:
+    """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
     x = jnp.asarray(x)
     require(x.dtype == jnp.uint8 or jnp.issubdtype(x.dtype, jnp.floating), f"images must be uint8 or float, got {x.dtype}")
-    x = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
-    return Dataset(x, jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
 
 
 def take(data: Dataset, at: Array) -> Dataset:

@@ -1,9 +1,10 @@
-"""Drivers for one method: `scan` and `passes`, pure and vmappable, and `run`, which reports, stops and can be resumed.
+"""Drivers for one method: `scan` and `passes`, pure and vmappable; `run` and `stream`, which report, stop and can be resumed.
 
 Step t of a run depends on `(key, t, state)` alone, so a run cut anywhere and resumed equals one that was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from dememo_jax.types import Array, Dataset, Info, Key, Method, Perturbation
 
 Draw = Callable[..., Dataset]  # (key, step, data, batch, mask) -> batch
 After = Callable[[int, Any, dict[str, np.ndarray]], bool | None]  # steps done, state, info [steps since the last call]
+Batches = Callable[[int], Iterable[Dataset]]  # first step -> the batch of that step, of the next one, and so on
 
 
 def scan(
@@ -107,9 +109,8 @@ def run(
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN; it keeps the state
     before that chunk.
     """
-    require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
+    _check_grid(steps, every, start)
     _check(data, batch, mask, perturbation)
-    require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
     how = {"batch": batch, "mask": mask, "perturbation": perturbation}
     per_pass = 0  # where whole passes are asked for, the examples are sorted once a pass
     if batch is not None and draw is sets.shuffled:
@@ -128,6 +129,57 @@ def run(
         if after(begin + count, state, host):
             break
     return state
+
+
+def stream(
+    method: Method,
+    key: Key,
+    state: Any,
+    batches: Batches,
+    *,
+    steps: int,
+    every: int,
+    after: After,
+    start: int = 0,
+    perturbation: Perturbation | None = None,
+) -> Any:
+    """The steps of `run` on batches from the host, one compiled step at a time; for data that does not fit on the device.
+
+    `batches(start)` gives the batches from step `start` on, x uint8 or float in [0, 1] (bytes become floats on the device),
+    index in the whole set, by which `perturbation` is joined. The keys are those of `scan`, so the same batches make the
+    same steps. While the device is at work on one batch, the next is read and sent; never more than two lie there.
+    `after`, the grid of `every` steps and NonFinite are as in `run`. Raises BadInput when the batches end too early, or
+    when a batch has examples without noise.
+    """
+    _check_grid(steps, every, start)
+    if start >= steps:
+        return state
+    incoming, perturbation = iter(batches(start)), jax.device_put(perturbation)
+    for begin in range(start, steps, every):
+        before, infos = state, list[Info]()
+        for t in range(begin, min(begin + every, steps)):
+            batch = next(incoming, None)
+            require(batch is not None, f"the batches end before step {t}, of {steps}")
+            sets.check_covers(perturbation, batch)  # type: ignore[arg-type]
+            state, info = _fed(method, key, state, jax.device_put(batch), perturbation, jnp.asarray(t))
+            jax.block_until_ready(infos[-1:])
+            infos.append(info)
+        host = {name: np.stack([np.asarray(info[name]) for info in infos]) for name in infos[0]}
+        _refuse_non_finite(host, begin, before)
+        if after(begin + len(infos), state, host):
+            break
+    return state
+
+
+@partial(jax.jit, static_argnames="method")
+def _fed(method: Method, key: Key, state: Any, batch: Dataset, perturbation: Perturbation | None, t: Array):
+    examples = sets.perturb(batch._replace(x=sets.floats(batch.x)), perturbation)
+    return method.step(keys.at(keys.named(key, "step"), t), state, examples)
+
+
+def _check_grid(steps: int, every: int, start: int) -> None:
+    require(steps >= 0 and every >= 1, f"need steps >= 0 and every >= 1, got {steps} and {every}")
+    require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
 
 
 def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any) -> None:

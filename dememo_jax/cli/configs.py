@@ -37,9 +37,12 @@ class Protect:
     entf-push, entf-pull, clog, pil. Features: tue, tue-paper, mi. Certified surrogate: pue. Kernel: ntga. Without gradients:
     ops, lsp, ar, cuda. Controls: random, random-class."""
     data: str = "digits"
-    """digits, a TFDS name such as cifar10, or a path to an .npz with x_train, y_train, x_test, y_test."""
+    """digits, a TFDS name such as cifar10, a path to an .npz with x_train, y_train, x_test, y_test, or to a folder of images,
+    train/CLASS/ and test/CLASS/ or val/CLASS/."""
     data_dir: Path | None = None
     """Where TFDS data sets lie."""
+    side: int | None = None
+    """Pixels: resize the images of a folder, or of TFDS, and keep the middle square."""
     classes: tuple[int, ...] = ()
     """Classes to protect; none means all."""
     share: float = 1.0
@@ -98,6 +101,10 @@ class Train:
     """Clean data, as in protect. Default digits; not together with --from."""
     data_dir: Path | None = None
     """Where TFDS data sets lie."""
+    side: int | None = None
+    """Pixels: resize the images of a folder, or of TFDS, and keep the middle square."""
+    stream: bool = False
+    """Read the training images from disk as they are needed, for data that does not fit into memory."""
     protected_classes: tuple[int, ...] = ()
     """Use the perturbation on these classes only; none means all that the protect run covers."""
     model: Net = "cnn"
@@ -214,6 +221,8 @@ class Sisa:
     """Clean data, as in protect. Default digits; not together with --from."""
     data_dir: Path | None = None
     """Where TFDS data sets lie."""
+    side: int | None = None
+    """Pixels: resize the images of a folder, or of TFDS, and keep the middle square."""
     model: Net = "cnn"
     shards: int = 5
     """Networks, each on its own share of the data; they vote."""

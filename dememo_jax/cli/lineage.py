@@ -23,14 +23,27 @@ NOISE, WEIGHTS, FORGET, EPOCHS = "perturbation.npz", "weights", "forget.npy", "e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Data to train on: clean, or with a perturbation beside it."""
+class Known:
+    """What is known of every data set."""
 
     name: str
-    train: Dataset  # clean
     test: Dataset
     classes: int
     digest: str  # of the arrays, or of the run that this comes from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed(Known):
+    """Clean data that stays on disk."""
+
+    stream: sources.Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Known):
+    """Data to train on: clean, or with a perturbation beside it."""
+
+    train: Dataset  # clean
     perturbation: Perturbation | None = None
 
     @functools.cached_property
@@ -105,11 +118,18 @@ def method(recipe: Callable[..., Any], net: Model, transform: optax.GradientTran
 
 
 @functools.lru_cache(maxsize=4)
-def clean(name: str, data_dir: Path | None) -> Source:
+def clean(name: str, data_dir: Path | None, side: int | None = None) -> Source:
     """The data set that everything starts from."""
-    train, test = sources.load(name, data_dir)
+    train, test = sources.load(name, data_dir, side=side)
     digest = runs.digest(train.x, train.y, test.x, test.y)
     return Source(name=name, train=train, test=test, classes=sources.classes(train), digest=digest)
+
+
+def streamed(name: str, data_dir: Path | None, side: int | None, *, batch: int, seed: int) -> Streamed:
+    """The same, with the training images on disk; only the test images are in memory."""
+    stream = sources.stream(name, data_dir, side=side, batch=batch, seed=seed)
+    test = sources.load_split(name, data_dir, split="test", side=side)
+    return Streamed(name=name, stream=stream, test=test, classes=stream.classes, digest=stream.digest)
 
 
 def protected(folder: Path) -> Source:
@@ -160,9 +180,9 @@ def narrowed(base: Source, classes: Any) -> Perturbation | None:
     return base.perturbation._replace(mask=mask)
 
 
-def _located(folder: Path, config: dict) -> tuple[str, Path | None]:
+def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None]:
     name, where = config["data"], config["data_dir"]
-    return str(folder / name) if name.endswith(".npz") else name, folder / where if where else None
+    return str(folder / name) if sources.is_path(name) else name, folder / where if where else None, config.get("side")
 
 
 def _weights(folder: Path, net: Model, base: Source) -> Weights:

@@ -20,7 +20,7 @@ PARTIAL = "perturbation-partial.npz"
 def protect_data(config: Protect) -> dict:
     """`dememo protect`."""
     started = runs.clock(config.run)
-    base = lineage.clean(config.data, config.data_dir)
+    base = lineage.clean(config.data, config.data_dir, config.side)
     runs.positive(
         radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,
         inner_steps=config.inner_steps, restarts=config.restarts, draws=config.draws, learner_steps=config.learner_steps,

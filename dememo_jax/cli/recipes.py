@@ -198,7 +198,7 @@ def radius(config: Protect, base: lineage.Source) -> float | None:
     return published * scale(base)
 
 
-def scale(base: lineage.Source) -> float:
+def scale(base: lineage.Known) -> float:
     """How many times the published budgets suit the data."""
     return DIGITS if base.name == "digits" else 1.0
 

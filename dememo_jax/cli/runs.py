@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import __version__, checkpoint, loop, report
-from dememo_jax.cli import console
+from dememo_jax import __version__, checkpoint, loop, report, sources
+from dememo_jax.cli import configs, console
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
 
@@ -46,7 +46,7 @@ def describe(config: Any, **digests: str) -> dict:
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     fields = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in FREE}
-    if str(fields.get("data", "")).endswith(".npz"):
+    if sources.is_path(str(fields.get("data", ""))):
         fields["data"] = plain(Path(config.data))
     return {"command": type(config).__name__.lower(), **fields, **digests}
 
@@ -59,7 +59,7 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
     """
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; --run takes a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        known = read(folder)["config"]
+        known = _completed(read(folder)["config"], config)
         names = sorted(known.keys() | config.keys())
         if grows is not None and known.get(grows, 0) < config[grows]:
             known = {**known, grows: config[grows]}
@@ -67,7 +67,7 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
         require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
         if (folder / RESULT).exists():
             done = json.loads((folder / RESULT).read_text())
-            if done["config"] == json.loads(report.to_json(config)):
+            if _completed(done["config"], config) == json.loads(report.to_json(config)):
                 return done
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +76,14 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
         raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
     report.write_atomic(folder / CONFIG, report.to_json({"config": config}))
     return None
+
+
+def _completed(known: dict, config: dict) -> dict:
+    """What a folder knows; flags that are younger than the folder stand at their defaults."""
+    fields = dataclasses.fields(configs.COMMANDS[config["command"]])
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    younger = {name: defaults[name] for name in config if name not in known and name in defaults}
+    return {**known, **json.loads(report.to_json(younger))}
 
 
 def read(folder: Path) -> dict:
@@ -173,7 +181,7 @@ def resumable(
     method: Method,
     key: Key,
     init: tuple,
-    data: Dataset,
+    data: Dataset | loop.Batches,
     *,
     title: str,
     steps: int,
@@ -181,11 +189,12 @@ def resumable(
     seconds: float,
     record: Callable[[Any, dict], dict],
     stop: Callable[[dict], bool] = lambda entry: False,
+    drive: Callable[..., Any] = loop.run,
     **how: Any,
 ) -> tuple[Any, list[dict]]:
     """`loop.run` from `method.init(*init)`, with a bar, a history of `record(state, info)` a chunk, and checkpoints.
 
-    The history is part of every checkpoint, so a resumed run ends with the whole of it.
+    drive: another driver with the same flags, `loop.stream`. The history is part of every checkpoint, so a resumed run ends with the whole of it.
     """
     directory = folder / CHECKPOINTS / title.replace(" ", "-")
     restored = newest(directory, jax.eval_shape(method.init, *init))
@@ -204,7 +213,7 @@ def resumable(
             advance(done)
             return over
 
-        state = loop.run(method, key, state, data, steps=steps, every=every, start=start, after=after, **how)
+        state = drive(method, key, state, data, steps=steps, every=every, start=start, after=after, **how)
     return state, history
 
 

@@ -41,12 +41,11 @@ def sisa(config: Sisa) -> dict:
     """`dememo sisa`: check everything, claim the folder, log the request, work, write."""
     started = time.monotonic()
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, width=config.width)
-    require(
-        config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
-    )
+    known = config.source is None or config.data is None is config.side
+    require(known, "give --from (a protect run, which knows its data) or --data, not both")
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
-        base = lineage.clean(config.data or "digits", config.data_dir)
+        base = lineage.clean(config.data or "digits", config.data_dir, config.side)
     else:
         base = lineage.protected(config.source)
     count, key = len(base.train.y), jax.random.key(config.seed)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, keys, models, projected
+from dememo_jax import checkpoint, keys, loop, models, projected
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax import train as training
@@ -17,11 +17,12 @@ from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
 from dememo_jax.report import Plot, Section, Table
+from dememo_jax.sources import Stream
 from dememo_jax.types import Dataset, Method, Model, Perturbation, Weights
 
 
 def fit(
-    folder: Path, title: str, model: Model, method: Method, seed: int, seen: Dataset, test: Dataset, *,
+    folder: Path, title: str, model: Model, method: Method, seed: int, seen: Dataset | Stream, test: Dataset, *,
     epochs: int, batch: int, seconds: float, perturbation: Perturbation | None = None,
     keep: Callable[[int, Weights], None] = lambda epoch, weights: None,
 ) -> tuple[Any, list[dict]]:  # fmt: skip
@@ -29,40 +30,55 @@ def fit(
 
     keep(epoch, weights) is told of every epoch, again where a killed run goes on from before it.
     """
-    key, per_epoch = jax.random.key(seed), sets.steps(len(seen.y), batch, 1)
+    key, per_epoch = jax.random.key(seed), sets.steps(_count(seen), batch, 1)
 
     def record(state, info):
         keep(int(state.step) // per_epoch, state.weights)
         test_accuracy = evaluation.accuracy(*models.freeze(model, state.weights), test)
         return {"loss": float(info["loss"].mean()), "train": float(info["accuracy"].mean()), "test": float(test_accuracy)}
 
-    return runs.resumable(
-        folder, method, key, (key, seen.x[:1]), seen, title=title, steps=per_epoch * epochs, every=per_epoch,
-        seconds=seconds, record=record, batch=batch, perturbation=perturbation,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "title": title, "steps": per_epoch * epochs, "every": per_epoch, "seconds": seconds, "record": record,
+        "perturbation": perturbation,
+    }  # fmt: skip
+    if isinstance(seen, Stream):  # it makes its own batches
+        image = np.zeros((1, *seen.shape), np.float32)
+        return runs.resumable(folder, method, key, (key, image), seen.batches, drive=loop.stream, **how)
+    return runs.resumable(folder, method, key, (key, seen.x[:1]), seen, batch=batch, **how)
+
+
+def _count(seen: Dataset | Stream) -> int:
+    return seen.count if isinstance(seen, Stream) else len(seen.y)
 
 
 def train_victim(config: Train) -> dict:
     """`dememo train`."""
     started = runs.clock(config.run)
+    known = config.source is None or config.data is None is config.side
+    require(known, "give --from (a protect run, which knows its data) or --data, not both")
+    whole = config.source is not None or config.protected_classes or config.random_labels
     require(
-        config.source is None or config.data is None, "give --from (a protect run, which knows its data) or --data, not both"
+        not (config.stream and whole),
+        "--stream reads the clean data from disk; --from, --protected-classes and --random-labels need them in memory",
     )
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, every=config.every)
-    if config.source is not None:
-        base = lineage.protected(config.source)
-    else:
-        data = config.data or "digits"
-        config = dataclasses.replace(config, data=data)
-        base = lineage.clean(data, config.data_dir)
-    perturbation = lineage.narrowed(base, config.protected_classes)
-    against_it(config, base)
+    if config.source is None:
+        config = dataclasses.replace(config, data=config.data or "digits")
+    base = _base(config)
+    perturbation = None if isinstance(base, lineage.Streamed) else lineage.narrowed(base, config.protected_classes)
+    against = against_it(config, base)
+    in_place = against.prepare is None or not config.stream
+    require(in_place, "a countermeasure that prepares the whole training set needs it in memory: leave --stream away")
     described = runs.describe(config, source_digest=base.digest)
     if done := runs.begin(config.run, described):
         return done
     share = 0.0 if perturbation is None else float(np.mean(perturbation.mask))
-    seen, perturbation = shown(config, base, perturbation)
-    model, method = lineage.model(config.model, base.classes), learner(config, base, len(seen.y))
+    seen: Dataset | Stream
+    if isinstance(base, lineage.Streamed):
+        seen = base.stream
+    else:
+        seen, perturbation = shown(config, base, perturbation)
+    model, method = lineage.model(config.model, base.classes), learner(config, base, _count(seen))
     state, history = fit(
         config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
@@ -71,6 +87,15 @@ def train_victim(config: Train) -> dict:
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
     values, section = _learned(config, history, share)
     return runs.finish(config.run, described, values, [section], started)
+
+
+def _base(config: Train) -> lineage.Source | lineage.Streamed:
+    if config.source is not None:
+        return lineage.protected(config.source)
+    data = config.data or "digits"
+    if config.stream:
+        return lineage.streamed(data, config.data_dir, config.side, batch=config.batch, seed=config.seed)
+    return lineage.clean(data, config.data_dir, config.side)
 
 
 def _keeper(config: Train) -> Callable[[int, Weights], None]:
@@ -83,7 +108,7 @@ def _keeper(config: Train) -> Callable[[int, Weights], None]:
     return keep
 
 
-def against_it(config: Train, base: lineage.Source) -> Countermeasure:
+def against_it(config: Train, base: lineage.Known) -> Countermeasure:
     """What the victim does against protection."""
     return combine(*(countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasure))
 
@@ -98,7 +123,7 @@ def shown(config: Train, base: lineage.Source, perturbation: Perturbation | None
     return against.prepare(keys.named(key, "prepare"), victim.released(seen, perturbation)), None
 
 
-def learner(config: Train, base: lineage.Source, examples: int) -> Method:
+def learner(config: Train, base: lineage.Known, examples: int) -> Method:
     """How the victim trains on so many examples."""
     steps = sets.steps(examples, config.batch, config.epochs)
     transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)

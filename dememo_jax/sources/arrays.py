@@ -1,4 +1,4 @@
-"""Data sets from disk to memory: scikit-learn's digits, an `.npz` file, or TensorFlow Datasets. Nothing is unpickled."""
+"""Data sets that are plain arrays, scikit-learn's digits or an `.npz`, and the check of all arrays."""
 
 import zipfile
 import zlib
@@ -6,34 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from dememo_jax import data as sets
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Dataset
+from dememo_jax.sources.splits import Split, fingerprint
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(name: str, data_dir: str | Path | None = None) -> tuple[Dataset, Dataset]:
-    """(train, test) of `"digits"`, of a path to an `.npz`, or of a TFDS name.
-
-    digits: 1,797 real 8 x 8 images, a quarter of every class for testing, the same split every time.
-    .npz: x_train, y_train, x_test, y_test; images [N, H, W, C], uint8 or float in [0, 1]; labels 0..K-1.
-    TFDS: splits `train` and `test` of a data set already prepared under `data_dir`; reading needs no TensorFlow.
-    Raises BadInput with what was expected.
-    """
-    if name == "digits":
-        arrays = _digits()
-    elif name.endswith(".npz") or Path(name).suffix or "/" in name:
-        arrays = _npz(Path(name))
-    else:
-        arrays = _tfds(name, data_dir)
-    check(*arrays, where=name)
-    return sets.make(*arrays[:2]), sets.make(*arrays[2:])
+def read(name: str) -> tuple[np.ndarray, ...]:
+    """x_train, y_train, x_test, y_test of `"digits"` or of a path to an `.npz`."""
+    return _digits() if name == "digits" else _npz(Path(name))
 
 
-def classes(train: Dataset) -> int:
-    """K, the number of classes."""
-    return int(train.y.max()) + 1
+def split(name: str, x: np.ndarray, y: np.ndarray) -> Split:
+    """Arrays in memory as one split, for a stream."""
+    digest = fingerprint(*(np.ascontiguousarray(part).tobytes() for part in (x, y)))
+    return Split(name, len(y), int(y.max()) + 1, x.shape[1:], lambda i: (x[i], int(y[i])), digest)
 
 
 def check(x_train, y_train, x_test, y_test, *, where: str) -> None:
@@ -78,7 +65,7 @@ def _digits():
 
 def _npz(path: Path):
     require(path.suffix == ".npz", f"{path}: data files must be .npz, got {path.suffix or 'no suffix'!r}")
-    require(path.is_file(), f"{path}: no such file; --data takes digits, a TFDS name or a path to an .npz")
+    require(path.is_file(), f"{path}: no such file; --data takes digits, a TFDS name, an .npz or a folder of images")
     require(zipfile.is_zipfile(path), f"{path}: not a readable .npz of plain arrays (it is no zip archive, or a truncated one)")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -90,28 +77,3 @@ def _npz(path: Path):
     plain = all(isinstance(array, np.ndarray) for array in arrays.values())
     require(plain, f"{path}: not a readable .npz of plain arrays (a member is no array)")
     return tuple(arrays[key] for key in KEYS)
-
-
-def _tfds(name: str, data_dir: str | Path | None):
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except ValueError:  # an unknown name, version or configuration
-        known = "digits, a path to an .npz, or the name of a data set in TFDS"
-        raise BadInput(f"unknown data set {name!r}: expected {known}") from None
-    try:
-        source = builder.as_data_source()
-    except (NotImplementedError, AssertionError, FileNotFoundError, ValueError) as error:
-        raise BadInput(
-            f"TFDS data set {name!r} is not prepared for random access in {builder.data_dir}: run `tfds build {name} "
-            f"--file_format=array_record` (this needs TensorFlow, once), name another folder, or convert it to an .npz"
-        ) from error
-    for split in ("train", "test"):
-        require(split in source, f"TFDS data set {name!r} has no split {split!r}, only {', '.join(source)}")
-    image, label = builder.info.supervised_keys or ("image", "label")
-    arrays = []
-    for split in ("train", "test"):
-        rows = [source[split][i] for i in range(len(source[split]))]
-        arrays += [np.stack([row[image] for row in rows]), np.asarray([row[label] for row in rows])]
-    return tuple(arrays)
