@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import cells, checkpoint, keys, loop, models, report, sources, train, unlearn
+from dememo_jax import audit, cells, checkpoint, evaluate, keys, loop, models, report, sources, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import configs, lineage, protecting, runs
 from dememo_jax.types import Dataset, Model, Perturbation, Weights
 from lab.presets import Learning, Preset
 
+SCALES = ("small", "large")
 scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch"))
 
 
@@ -140,6 +141,48 @@ def unlearned(world: World, method: str, rate: float, weights: Weights, seen: Da
     state = state._replace(opt=optax.tree.set(state.opt, learning_rate=np.float32(rate)))
     steps = descent.steps(int(forget.sum()), int((~forget).sum()), epochs)
     return descent.finish(scan(descent, key, state, seen, steps=steps)[0])
+
+
+def versions(
+    world: World, level: str, kind: str, label: str, seen: Dataset, forget: np.ndarray
+) -> Iterator[tuple[str, str, Weights]]:
+    """(method, scale, weights): the victim of a level and perturbation, the network retrained without the examples, and each
+    unlearned one."""
+    seed, victim, what = world.preset.seeds[0], f"{level.split('-')[0]}-{kind}", f"{level}-{label}"
+    scales = world.preset.rates.get(f"{level} {kind}") or world.preset.rates["*"]
+    before = kept(world, victim, lambda: learned(world, "victim", seen, seed, what="victim"))
+    yield "Before", "", before
+    again = {"mask": ~forget, "what": f"retrain {what}"}
+    yield "RT", "", kept(world, f"{kind}-{what}-RT", lambda: learned(world, "victim", seen, seed, **again))
+    for method, rates in scales.items():
+        for scale, rate in zip(SCALES, rates):
+            how = (world, method, rate, before, seen, forget, seed)
+            yield method, scale, kept(world, f"{kind}-{what}-{method}-{scale}", lambda how=how: unlearned(*how))
+
+
+def told(world: World, made: Iterable, parts: dict[str, tuple[Dataset, np.ndarray]], seen: Dataset, forget: np.ndarray) -> dict:
+    """What stands in a cell: accuracy on each part, and membership inference on the forgotten images, of every version."""
+    training, test = sets_of(world)
+    rows = []
+    for method, scale, weights in made:
+        row: dict[str, Any] = {"method": method, "scale": scale}
+        if not finite(weights):
+            rows.append(row | {"accuracy": None, "membership": None, "reason": "diverged"})
+            continue
+        frozen = models.freeze(network(world.preset.networks["resnet18"]), weights)
+        right = {part: np.asarray(evaluate.correct(*frozen, of))[mask].mean() for part, (of, mask) in parts.items()}
+        accuracy = {part: float(value) for part, value in right.items()}
+        rows.append(row | {"accuracy": accuracy, "membership": membership(frozen, seen, training, test, forget)})
+    return {"value": rows, "images": [len(training.y), len(test.y)]}
+
+
+def membership(frozen, seen: Dataset, training: Dataset, test: Dataset, forget: np.ndarray) -> dict[str, float]:
+    """Success of the SoK's attacks on the clean form of the forgotten images, shadowed by retained and by test images."""
+    shown, clean, strange = (np.asarray(evaluate.logits(*frozen, part.x)) for part in (seen, training, test))
+    labels = np.asarray(training.y)
+    members = np.flatnonzero(~forget)[: len(strange)]
+    known = (shown[members], labels[members]), (strange, np.asarray(test.y))
+    return audit.membership_scores(*known, (clean[forget], labels[forget]))
 
 
 def finite(weights: Weights) -> bool:

@@ -16,6 +16,9 @@ class Learning:
     optimizer: str = "sgd"
 
 
+Rates = dict[str, tuple[float, float]]  # method -> small and large scale
+
+
 @dataclass(frozen=True)
 class Preset:
     """Everything that a cell's value depends on, beside its name and the data."""
@@ -32,10 +35,30 @@ class Preset:
     finetune_epochs: int = 10
     ascent_epochs: int = 5
     samples: int | None = None  # of the retain set, behind the influence function's curvature
-    rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # method -> small and large scale at class level
+    rates: dict[str, Rates] = field(default_factory=dict)  # "LEVEL PERTURBATION", or "*" for all that are not named
     seeds: tuple[int, ...] = (0,)
 
 
+def _level(influence: float, du: float, dc: float, coarse: float = 2.5e-2) -> tuple[Rates, Rates]:
+    """A row of the SoK's Table 8: rates for forgetting Du and Dc; influence and ascent at the large scale."""
+    found = {"IF": (influence / 10, influence)}
+    return (
+        {"FT": (5e-3, 6e-2), "GA": (3e-5, du), **found},
+        {"FT": (5e-3, coarse), "GA": (3e-5, dc), **found},
+    )
+
+
+_TABLE8 = {
+    "tue": _level(5.0, 6e-5, 1.5e-4),
+    "ue-s": _level(3.0, 3.5e-5, 8e-5, coarse=2e-2),
+    "pue": _level(6.0, 8e-5, 2e-4),
+    "ops": _level(3.0, 1e-4, 1.5e-4),
+}
+_TABLE9 = {"tue": (1.5e-5, 1.1e-4), "ue-s": (1.1e-5, 2.6e-5), "pue": (1.7e-5, 4.8e-5), "ops": (1.7e-5, 6.7e-5)}
+_PUBLISHED: dict[str, Rates] = {
+    **{f"subset-{part} {kind}": row[i] for kind, row in _TABLE8.items() for i, part in enumerate(("Du", "Dc"))},
+    **{f"class {kind}": {"FT": (1.5e-2, 3e-2), "GA": ascent, "IF": (2.0, 7.0)} for kind, ascent in _TABLE9.items()},
+}
 _CO: dict[str, Any] = {"batch": 128, "learner_steps": 20}
 _CNNS = {"resnet18": Learning(60, 0.1, 5e-4), "densenet121": Learning(60, 0.1, 5e-4)}
 
@@ -67,7 +90,7 @@ PRESETS = {
         finetune_epochs=1,
         ascent_epochs=1,
         samples=8,
-        rates={"FT": (0.01, 0.05), "GA": (1e-4, 1e-3), "IF": (0.3, 3.0)},
+        rates={"*": {"FT": (0.01, 0.05), "GA": (1e-4, 1e-3), "IF": (0.3, 3.0)}},
     ),
     "cpu": Preset(
         name="cpu",
@@ -94,7 +117,7 @@ PRESETS = {
         },
         finetune_epochs=3,
         samples=256,
-        rates={"FT": (0.015, 0.1), "GA": (3e-4, 2e-3), "IF": (0.3, 3.0)},
+        rates={"*": {"FT": (0.015, 0.1), "GA": (3e-4, 2e-3), "IF": (0.3, 3.0)}},
     ),
     "paper": Preset(
         name="paper",
@@ -105,6 +128,6 @@ PRESETS = {
         batch=128,
         surrogate="resnet18",
         protect={name: {} for name in ("ue-c", "pue", "ops", "ue-s", "tue", "tap")},
-        rates={"FT": (0.015, 0.03), "GA": (1.7e-5, 4.8e-5), "IF": (2.0, 7.0)},
+        rates=_PUBLISHED,
     ),
 }
