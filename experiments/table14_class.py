@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data
+from dememo_jax.types import Weights
 from lab import models, table
 from lab.models import World
 
@@ -22,6 +23,12 @@ def names(world: World) -> list[str]:
     return [f"{kind}.{label}" for kind in PERTURBATIONS for label in FORGOTTEN]
 
 
+def asked(name: str) -> tuple[str, int]:
+    """Perturbation and class of a cell."""
+    kind, label = name.split(".")
+    return kind, int(label)
+
+
 def seen_by(world: World, kind: str):
     """The training images as the victim meets them."""
     training, _ = models.sets_of(world)
@@ -29,15 +36,21 @@ def seen_by(world: World, kind: str):
     return data.perturb(training, noise._replace(mask=jnp.asarray(np.asarray(training.y) < PROTECTED)))
 
 
+def versions(world: World, kind: str, label: int) -> list[tuple[str, str, Weights]]:
+    """(method, scale, weights) of the victim, the retrained network and each unlearned one."""
+    seen = seen_by(world, kind)
+    return list(models.versions(world, "class", kind, str(label), seen, np.asarray(seen.y) == label))
+
+
 def compute(world: World, name: str) -> dict:
-    kind, label = name.split(".")[0], int(name.split(".")[1])
+    kind, label = asked(name)
     training, test = models.sets_of(world)
     seen, forget, tested = seen_by(world, kind), np.asarray(training.y) == label, np.asarray(test.y)
     own = {"Du": (seen, forget), "Duc": (training, forget), "Dut": (test, tested == label)}
     if label >= PROTECTED:
         own = {"Dc": (training, forget), "Dct": (test, tested == label)}
     parts = own | {"Dtr": (test, np.isin(tested, OBSERVED))}
-    return models.told(world, models.versions(world, "class", kind, str(label), seen, forget), parts, seen, forget)
+    return models.told(world, versions(world, kind, label), parts, seen, forget)
 
 
 def main(argv=None):

@@ -2,12 +2,14 @@
 
 import json
 
+import figure02_recovery
 import jax
 import pytest
 import results
 import table03_efficacy
 import table10_subset
 import table14_class
+import theorem1_depth
 
 from dememo_jax import cells
 from lab import findings, models, table
@@ -31,8 +33,21 @@ def _cache_of_the_tests():
 SCRIPTS = {
     "table03": (table03_efficacy, ["clean.resnet18.augmented", "ops.resnet18.plain"], 42),
     "table10": (table10_subset, ["ops.1.Du"], 64),
-    "table14": (table14_class, ["ops.1", "ops.5"], 32),
+    "table14": (table14_class, ["ops.5"], 32),
+    "figure02": (figure02_recovery, ["ops.5"], 32),
+    "theorem1": (theorem1_depth, ["ops.5"], 32),
 }
+
+
+def shares(name, cell):
+    """Everything in a cell that is an accuracy, or a bound of one."""
+    rows = [cell["value"]] if name == "table03" else cell["value"]
+    kinds = {
+        "table03": lambda row: row.values(),
+        "figure02": lambda row: [*row["accuracy"], row["other classes"]],
+        "theorem1": lambda row: [bound["upper"] for bound in row["bounds"]],
+    }
+    return [value for row in rows for value in kinds.get(name, lambda row: row["accuracy"].values())(row)]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -46,10 +61,10 @@ def test_smoke(folders, name):
     for cell in found.values():
         assert cell["configuration"]["name"] == "smoke"
         assert {"seconds", "device", "jax", "commit"} <= cell["measured"].keys()
-        rows = [cell["value"]] if name == "table03" else [row["accuracy"] for row in cell["value"]]
-        assert all(0 <= value <= 1 for row in rows for value in row.values())
-    if name != "table03":
-        assert [row["method"] for row in found[some[0]]["value"]] == ["Before", "RT", "FT", "FT", "GA", "GA", "IF", "IF"]
+        assert all(0 <= value <= 1 for value in shares(name, cell))
+    if name not in ("table03", "figure02"):
+        shown = [row["method"] for row in found[some[0]]["value"]]
+        assert shown == ["Before", "RT", "FT", "FT", "GA", "GA", "IF", "IF"] + ["Clean control"] * (name == "theorem1")
     before = {path: path.stat().st_mtime_ns for path in (root / "results").rglob("*.json")}
     assert script.main([*how, "--only", *some]) == found
     assert {path: path.stat().st_mtime_ns for path in before} == before  # a cell done is never done again

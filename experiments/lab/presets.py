@@ -36,6 +36,11 @@ class Preset:
     ascent_epochs: int = 5
     samples: int | None = None  # of the retain set, behind the influence function's curvature
     rates: dict[str, Rates] = field(default_factory=dict)  # "LEVEL PERTURBATION", or "*" for all that are not named
+    recovery_epochs: int = 60
+    radii: tuple[float, ...] = (0.4, 0.8)
+    sigma: float = 0.02  # of the weight noise of Theorem 1
+    etas: tuple[float, ...] = (0.002, 0.005, 0.01)
+    draws: int = 1000
     seeds: tuple[int, ...] = (0,)
 
 
@@ -90,6 +95,9 @@ PRESETS = {
         finetune_epochs=1,
         ascent_epochs=1,
         samples=8,
+        recovery_epochs=1,
+        etas=(0.002,),
+        draws=60,
         rates={"*": {"FT": (0.01, 0.05), "GA": (1e-4, 1e-3), "IF": (0.3, 3.0)}},
     ),
     "cpu": Preset(
@@ -117,6 +125,8 @@ PRESETS = {
         },
         finetune_epochs=3,
         samples=256,
+        recovery_epochs=20,
+        draws=200,
         rates={"*": {"FT": (0.015, 0.1), "GA": (3e-4, 2e-3), "IF": (0.3, 3.0)}},
     ),
     "paper": Preset(
