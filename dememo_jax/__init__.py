@@ -31,7 +31,7 @@ from dememo_jax import (
 
 __version__ = "0.1.0"
 
-_DOORS = ("checkpoint", "release", "report", "sources")  # disk, clock and network: opened when first named
+_DOORS = ("cells", "checkpoint", "release", "report", "sources")  # disk, clock and network: opened when first named
 
 
 def __getattr__(name: str) -> Any:
