@@ -106,7 +106,7 @@ def test_commands_parse():
     lines = [
         line for page in PAGES for block in blocks("sh", page) for line in block.splitlines() if line.startswith("dememo ")
     ]
-    assert len(lines) == 39
+    assert len(lines) == 40
     for line in lines:
         cli.parse(shlex.split(line, comments=True)[1:])
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, loop, train, unlearn
+from dememo_jax import keys, loop, unlearn
 from dememo_jax.cli import lineage, runs
 from dememo_jax.cli.forgetting import Job, chunk
 from dememo_jax.errors import require
@@ -109,8 +109,7 @@ _scan = jax.jit(loop.scan, static_argnames=("method", "steps"))
 def _freely(job: Job) -> tuple[unlearn.Unlearner, int]:
     """The free training after the noise, and its steps."""
     total = sets.steps(job.counts[1], job.batch, job.epochs)
-    rate = train.clipped_sgd(job.base.trained["lr"], job.base.trained["momentum"], job.decay, total)
-    return job.descend(unlearn.finetune, rate), total
+    return job.descend(unlearn.finetune, job.usual(total, job.base.trained["lr"])), total
 
 
 def forget_key(folder: Path) -> None:

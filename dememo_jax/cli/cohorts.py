@@ -81,7 +81,7 @@ def _kept(
         state, width = jax.tree.map(np.array, restored.state), restored.meta["width"]
     if state["done"].all():
         return state
-    model = lineage.model(config.model, case.base.classes)
+    model = case.base.trainee
     if width is None:
         width = audit.usual_width(key, model, method, data, masks, batch=config.batch, over=over)
     offer = runs.saver(directory, 20.0)
@@ -99,7 +99,7 @@ def _kept(
 
 
 def _score(case, config: Train, group: audit.Group, data: Dataset) -> np.ndarray:
-    model = lineage.model(config.model, case.base.classes)
+    model = case.base.model
     width = audit.usual_lanes(group.weights.params, len(group.rows), stacked=True)
     return audit.score(model, group.weights, data, width=width)
 

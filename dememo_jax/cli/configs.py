@@ -16,7 +16,10 @@ from dememo_jax.cli.flags import (
     From,
     MaybeFrom,
     Net,
+    Optimizer,
     Perturb,
+    Precision,
+    Schedule,
 )
 from dememo_jax.cli.questions import Audit, Certify, Join, Sharpness
 
@@ -110,11 +113,22 @@ class Train:
     model: Net = "cnn"
     epochs: int = 20
     batch: int = 64
-    lr: float = 0.1
-    """Peak learning rate of SGD, falling to zero by a cosine."""
+    optimizer: Optimizer = "sgd"
+    """sgd clips the gradient at norm 5; adamw decays all parameters, apart from the gradient."""
+    schedule: Schedule = "cosine"
+    """Of the learning rate: cosine falls to zero, step tenfold after half and three quarters of the run."""
+    lr: float | None = None
+    """Peak learning rate. Default 0.1, of adamw 3e-4."""
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    """Of sgd; of adamw's mean gradient."""
+    weight_decay: float | None = None
+    """Default 5e-4, of adamw 0.05."""
+    precision: Precision = "float32"
+    """Of the arithmetic in training, here and when this run is retrained or unlearned; parameters, batch-norm statistics and
+    logits are float32. What is evaluated, audited or certified is computed in float32."""
     augment: Augmentation = "none"
+    """Rotation by up to 15 degrees; resized crop of 8 % to all of the area, jitter of brightness, contrast and saturation by
+    up to 0.4."""
     countermeasure: tuple[Counter, ...] = ()
     """What the victim does against protection; several are composed. They follow the augmentation."""
     random_labels: bool = False
@@ -153,7 +167,8 @@ class Unlearn:
     """Passes over the retain set; over the forget set for methods that see no other. Default as published; retrain as the
     victim was trained; after the noise of a certified method, free fine-tuning."""
     lr: float | None = None
-    """Learning rate; default as published, on digits a tuned one. Of a certified method: in the noisy steps."""
+    """Learning rate; default as published, on digits a tuned one. These are for sgd: after a victim by adamw it must be given.
+    Of a certified method: in the noisy steps."""
     batch: int | None = None
     """Default 64; of the passes of influence and ssd 128."""
     statistics: Literal["fit", "frozen"] = "fit"
@@ -231,10 +246,15 @@ class Sisa:
     epochs: int = 20
     """What each network would train on all of its shard; the stages share out as many example passes."""
     batch: int = 64
-    lr: float = 0.1
-    """Constant learning rate of SGD."""
+    optimizer: Optimizer = "sgd"
+    """As in train, at a constant rate."""
+    lr: float | None = None
+    """Learning rate. Default 0.1, of adamw 3e-4."""
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
+    """Default 5e-4, of adamw 0.05."""
+    precision: Precision = "float32"
+    """Of the arithmetic in training, as in train."""
     augment: Augmentation = "none"
     vote: Literal["votes", "mean"] = "votes"
     """The class that most networks put first, or the mean of their softmax outputs."""

@@ -13,7 +13,10 @@ Counter = Literal[
     "rotation", "cutout", "mixup", "cutmix", "jitter", "gaussian", "gray", "bdr", "jpeg", "ueraser-lite", "ueraser-max", "at",
     "at-l2", "orthogonal",
 ]  # fmt: skip
-Augmentation = Literal["none", "crop-flip", "crop-flip-rotation"]
+Augmentation = Literal["none", "crop-flip", "crop-flip-rotation", "resized-crop-flip-jitter"]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "step", "constant"]
+Precision = Literal["float32", "bfloat16"]
 Forget = Literal[
     "retrain", "finetune", "gradient-ascent", "neggrad-plus", "npo", "random-labels", "salun", "scrub", "bad-teacher",
     "l1-sparse", "boundary-shrink", "boundary-expand", "unsir", "cf-k", "eu-k", "ssd", "influence", "noisy", "noisy-clip",

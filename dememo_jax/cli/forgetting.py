@@ -61,15 +61,18 @@ class Job:
     def decay(self) -> float:
         return self.base.trained["weight_decay"]
 
-    def sgd(self, steps: int | None = None) -> optax.GradientTransformation:
-        """The victim's SGD at the rate in question; with steps, falling to zero over so many."""
-        return train.clipped_sgd(self.lr, self.base.trained["momentum"], self.decay, steps)
+    def usual(self, steps: int | None = None, lr: float | None = None) -> optax.GradientTransformation:
+        """The victim's optimizer at the rate in question; with steps, on its schedule over so many."""
+        known = self.base.trained
+        schedule = "constant" if steps is None else known["schedule"]
+        rate = self.lr if lr is None else lr
+        return train.usual(known["optimizer"], schedule, rate, known["momentum"], self.decay, steps or 1)
 
     def descend(self, recipe: Callable, transform: optax.GradientTransformation | None = None, **how: Any) -> unlearn.Unlearner:
         how = {"batch": self.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
         if recipe is not unlearn.retrain:
             how["mode"] = self.config.statistics
-        return lineage.method(recipe, self.base.model, transform or self.sgd(), **how)
+        return lineage.method(recipe, self.base.trainee, transform or self.usual(), **how)
 
 
 # --- methods that descend ----------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def _adam(lr: float, decay: float) -> optax.GradientTransformation:
 
 
 def _retrain(job: Job) -> unlearn.Unlearner:
-    return job.descend(unlearn.retrain, job.sgd(sets.steps(job.counts[1], job.batch, job.epochs)))
+    return job.descend(unlearn.retrain, job.usual(sets.steps(job.counts[1], job.batch, job.epochs)))
 
 
 def _npo(job: Job) -> unlearn.Unlearner:
@@ -126,7 +129,7 @@ def _expand(model, tx, *, wider, **how):
 
 
 def _boundary_expand(job: Job) -> unlearn.Unlearner:
-    wider = lineage.model(job.base.trained["model"], job.base.classes + 1)
+    wider = job.base.model_of(job.base.trained["model"], job.base.classes + 1, job.base.trained["precision"])
     return job.descend(_expand, wider=wider, classes=job.base.classes)
 
 
@@ -135,7 +138,8 @@ def _boundary_expand(job: Job) -> unlearn.Unlearner:
 
 def _influence(job: Job) -> tuple[Weights, dict]:
     apply, params = job.base.frozen
-    how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 0.3), "weight_decay": job.decay}
+    decay = job.decay if job.base.trained["optimizer"] == "sgd" else 0.0  # AdamW's is no part of the loss
+    how = {"variant": job.get("inverse", "fisher"), "alpha": job.get("alpha", 0.3), "weight_decay": decay}
     how |= {"damping": job.get("damping", 0.1), **job.given(samples="samples", batch="batch")}
     done = unlearn.influence(apply, params, job.base.seen, job.forget, key=jax.random.key(job.config.seed), **how)
     facts = {name: value for name, value in dataclasses.asdict(done).items() if name != "params"}
@@ -162,6 +166,7 @@ class Kind(NamedTuple):
     family: str = "descent"  # or "step" or "certified"
 
 
+ADAM = ("scrub", "bad-teacher")  # as published, whatever the victim was trained by
 _CERTIFIED = ("epsilon", "delta", "comparator", "clip_init", "centre", "noise_seed")
 
 
@@ -210,6 +215,12 @@ def effort(config: Unlearn, base: lineage.Trained) -> tuple[int, float]:
         usual = (base.trained["epochs"], base.trained["lr"])
     else:
         usual = (kind.digits if base.name == "digits" else kind.published) or (0, 0.0)
+        strange = kind.family == "descent" and config.method not in ADAM and base.trained["optimizer"] != "sgd"
+        require(
+            config.lr is not None or not strange,
+            f"the usual learning rate of {config.method} is for sgd, and {config.source} was trained by "
+            f"{base.trained['optimizer']}: give --lr",
+        )
     if kind.family == "step":
         require(config.epochs is None and config.lr is None, f"{config.method} is one step: leave --epochs and --lr away")
     return (usual[0] if config.epochs is None else config.epochs), (usual[1] if config.lr is None else config.lr)

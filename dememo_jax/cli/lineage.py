@@ -14,8 +14,10 @@ import optax
 
 from dememo_jax import augment, checkpoint, evaluate, models, nets, sources
 from dememo_jax import data as sets
+from dememo_jax import train as training
 from dememo_jax.augment import Augment
 from dememo_jax.cli import console, runs
+from dememo_jax.cli.configs import Sisa, Train
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Apply, Array, Dataset, Model, Params, Perturbation, Weights
 
@@ -30,6 +32,10 @@ class Known:
     test: Dataset
     classes: int
     digest: str  # of the arrays, or of the run that this comes from
+
+    def model_of(self, name: str, outputs: int | None = None, precision: str = "float32") -> Model:
+        """The network of that name for images of this size, with an output a class where nothing else is said."""
+        return model(name, self.classes if outputs is None else outputs, self.test.x.shape[1:-1], precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,12 @@ class Trained(Source):
 
     @property
     def model(self) -> Model:
-        return model(self.trained["model"], self.classes)
+        return self.model_of(self.trained["model"])
+
+    @property
+    def trainee(self) -> Model:
+        """The same in the precision that it was trained in, for whatever trains it further or anew."""
+        return self.model_of(self.trained["model"], precision=self.trained["precision"])
 
     @property
     def frozen(self) -> tuple[Apply, Params]:
@@ -78,7 +89,7 @@ class Trained(Source):
 # --- networks and methods: cached, so that runs of one shape in one process share compiled programs -----------
 
 
-MAKERS: dict[str, Callable[[int], Any]] = {
+MAKERS: dict[str, Callable[..., Any]] = {
     "mlp": nets.mlp,
     "cnn": nets.cnn,
     "cnn3": functools.partial(nets.cnn, widths=(16, 32, 64)),
@@ -88,24 +99,51 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "senet18": nets.senet18,
     "vit-tiny": nets.vit_tiny,
 }
+STEMMED = ("resnet18", "resnet50", "densenet121", "senet18")
+LARGE = 96  # pixels of the shorter side, from which networks are those for 224 x 224
+
+
+def _net(name: str, outputs: int, size: tuple[int, ...], precision: str) -> Any:
+    large, dtype = min(size, default=0) >= LARGE, jnp.bfloat16 if precision == "bfloat16" else None
+    if name in STEMMED:
+        return MAKERS[name](outputs, stem="large" if large else "small", dtype=dtype)
+    if name != "vit-tiny":
+        return MAKERS[name](outputs, dtype=dtype)
+    patch = 16 if large else 4
+    fits = all(side % patch == 0 for side in size)
+    require(fits, f"vit-tiny cuts images of {' x '.join(map(str, size))} into patches of {patch}, which does not divide them")
+    return nets.vit_tiny(outputs, patch, dtype=dtype)
 
 
 @functools.lru_cache
-def model(name: str, outputs: int) -> Model:
-    return models.from_linen(MAKERS[name](outputs))
+def model(name: str, outputs: int, size: tuple[int, ...] = (32, 32), precision: str = "float32") -> Model:
+    """The network for images of that size (height, width). BadInput where ViT's patches do not fit."""
+    return models.from_linen(_net(name, outputs, size, precision))
 
 
 @functools.lru_cache
-def features(name: str, outputs: int) -> Callable[[Weights, Array], Array]:
+def features(name: str, outputs: int, size: tuple[int, ...]) -> Callable[[Weights, Array], Array]:
     """What the last layer of that network is given."""
-    return models.penultimate(MAKERS[name](outputs))
+    return models.penultimate(_net(name, outputs, size, "float32"))
 
 
 @functools.lru_cache
 def augmentation(name: str) -> Augment | None:
     parts = {"none": (), "crop-flip": (augment.crop(4), augment.flip())}
     parts["crop-flip-rotation"] = (*parts["crop-flip"], augment.rotation(15))
+    parts["resized-crop-flip-jitter"] = (augment.resized_crop(), augment.flip(), augment.jitter(0.4, 0.4, 0.4))
     return augment.compose(*parts[name]) if parts[name] else None
+
+
+def rates(config: Train | Sisa) -> tuple[float, float]:
+    """Learning rate and weight decay: as asked, or as the SoK has them for the optimizer on CIFAR-10."""
+    lr, decay = {"sgd": (0.1, 5e-4), "adamw": (3e-4, 0.05)}[config.optimizer]
+    return lr if config.lr is None else config.lr, decay if config.weight_decay is None else config.weight_decay
+
+
+def optimiser(config: Train | Sisa, schedule: str, steps: int = 1) -> optax.GradientTransformation:
+    lr, decay = rates(config)
+    return training.usual(config.optimizer, schedule, lr, config.momentum, decay, steps)
 
 
 @functools.lru_cache
@@ -151,7 +189,8 @@ def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -
         )
     source = clean(*_located(folder, config)) if config["source"] is None else protected(folder / config["source"])
     source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]), digest=digest)
-    weights = _weights(folder, model(config["model"], source.classes), source)
+    weights = _weights(folder, source.model_of(config["model"]), source)
+    config = {"optimizer": "sgd", "schedule": "cosine", "precision": "float32"} | config  # older runs knew no others
     return Trained(**vars(source), trained=config, weights=weights, forget=None, unlearned=None)
 
 

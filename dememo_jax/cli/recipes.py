@@ -35,11 +35,11 @@ class Job:
 
     @property
     def model(self):
-        return lineage.model(self.config.model, self.base.classes)
+        return self.base.model_of(self.config.model)
 
     @property
     def features(self):
-        return lineage.features(self.config.model, self.base.classes)
+        return lineage.features(self.config.model, self.base.classes, self.base.test.x.shape[1:-1])
 
     @property
     def passes(self) -> int | None:
@@ -101,7 +101,7 @@ def _entangled(job: Job, form: str) -> protect.Recipe:
 
 
 def _transferable(job: Job, form: Literal["published", "paper"]) -> protect.Recipe:
-    encoder = lineage.model(job.config.model, 128) if form == "paper" else None
+    encoder = job.base.model_of(job.config.model, 128) if form == "paper" else None
     how = job.common(batch=job.batch(512), passes=job.config.passes)
     return protect.transferable(encoder, form=form, **how)
 

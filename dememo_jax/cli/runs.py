@@ -59,7 +59,9 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
     """
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; --run takes a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        known = _completed(read(folder)["config"], config)
+        known = read(folder)["config"]
+        written = {name: config[name] for name in config if name in known}  # a field younger than the folder stays out of it
+        known = _completed(known, config)
         names = sorted(known.keys() | config.keys())
         if grows is not None and known.get(grows, 0) < config[grows]:
             known = {**known, grows: config[grows]}
@@ -71,10 +73,11 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
                 return done
     else:
         folder.mkdir(parents=True, exist_ok=True)
+        written = config
     free = shutil.disk_usage(folder).free
     if free < MARGIN:
         raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
-    report.write_atomic(folder / CONFIG, report.to_json({"config": config}))
+    report.write_atomic(folder / CONFIG, report.to_json({"config": written}))
     return None
 
 

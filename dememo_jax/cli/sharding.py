@@ -48,6 +48,9 @@ def sisa(config: Sisa) -> dict:
         base = lineage.clean(config.data or "digits", config.data_dir, config.side)
     else:
         base = lineage.protected(config.source)
+    lr, decay = lineage.rates(config)
+    config = dataclasses.replace(config, lr=lr, weight_decay=decay)
+    base.model_of(config.model)  # bad input must show before the folder is claimed
     count, key = len(base.train.y), jax.random.key(config.seed)
     asked = _asked(config, count)
     plan = shards.deal(keys.named(key, "plan"), count, shards=config.shards, slices=config.slices)
@@ -60,7 +63,8 @@ def sisa(config: Sisa) -> dict:
     if done and log.rounds and log.rounds[-1]["done"] == number:
         return done
     (config.run / runs.RESULT).unlink(missing_ok=True)  # it tells of networks that are about to go
-    tag = runs.digest(json.dumps(described, sort_keys=True).encode())
+    begun = runs.read(config.run)["config"]  # maybe by an older version, whose stages keep their names
+    tag = runs.digest(json.dumps(begun, sort_keys=True).encode())
     how: dict[str, Any] = {"epochs": config.epochs, "batch": config.batch, "tag": tag, "width": config.width}
     to_train = keys.named(key, "train")
 
@@ -161,8 +165,8 @@ def _train(
     config: Sisa, base: lineage.Source, key: jax.Array, plan: shards.Plan, deleted: np.ndarray, names: sharded.Names, how: dict
 ) -> sharded.Ensemble:  # fmt: skip
     """Purge the weights that saw deleted examples, then train what is missing, with a bar over the stages."""
-    model, seen = lineage.model(config.model, base.classes), base.seen
-    transform = train.clipped_sgd(config.lr, config.momentum, config.weight_decay)
+    model, seen = base.model_of(config.model, precision=config.precision), base.seen
+    transform = lineage.optimiser(config, "constant")
     method = lineage.method(train.sgd, model, transform, augment=lineage.augmentation(config.augment))
     kept = checkpoint.store(config.run / KEPT, jax.eval_shape(model.init, key, seen.x[:1]), console.warn)
     wanted, there = {name for chain in names.values() for name in chain}, set(kept.names())
@@ -213,7 +217,7 @@ def _rounds(log: Log, plan: shards.Plan, config: Sisa, named: Callable[[int], sh
 def _learned(
     config: Sisa, base: lineage.Source, found: sharded.Ensemble, deleted: np.ndarray, rows: list[dict]
 ) -> tuple[dict, Section]:
-    model = lineage.model(config.model, base.classes)
+    model = base.model_of(config.model)
     sizes = found.sizes if config.voters == "proportional" else None
     apply, params = ensemble.vote(model, found.weights, how=config.vote, sizes=sizes)
     test = float(evaluation.accuracy(apply, params, base.test))

@@ -11,7 +11,6 @@ import numpy as np
 from dememo_jax import checkpoint, keys, loop, models, projected
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax import train as training
 from dememo_jax.cli import console, lineage, recipes, runs
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
@@ -64,9 +63,11 @@ def train_victim(config: Train) -> dict:
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, every=config.every)
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
+    lr, decay = lineage.rates(config)
+    config = dataclasses.replace(config, lr=lr, weight_decay=decay)
     base = _base(config)
     perturbation = None if isinstance(base, lineage.Streamed) else lineage.narrowed(base, config.protected_classes)
-    against = against_it(config, base)
+    model, against = base.model_of(config.model), against_it(config, base)
     in_place = against.prepare is None or not config.stream
     require(in_place, "a countermeasure that prepares the whole training set needs it in memory: leave --stream away")
     described = runs.describe(config, source_digest=base.digest)
@@ -78,7 +79,7 @@ def train_victim(config: Train) -> dict:
         seen = base.stream
     else:
         seen, perturbation = shown(config, base, perturbation)
-    model, method = lineage.model(config.model, base.classes), learner(config, base, _count(seen))
+    method = learner(config, base, _count(seen))
     state, history = fit(
         config.run, f"train {config.run.name}", model, method, config.seed, seen, base.test,
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
@@ -126,8 +127,8 @@ def shown(config: Train, base: lineage.Source, perturbation: Perturbation | None
 def learner(config: Train, base: lineage.Known, examples: int) -> Method:
     """How the victim trains on so many examples."""
     steps = sets.steps(examples, config.batch, config.epochs)
-    transform = training.clipped_sgd(config.lr, config.momentum, config.weight_decay, steps)
-    model, augment = lineage.model(config.model, base.classes), lineage.augmentation(config.augment)
+    transform, augment = lineage.optimiser(config, config.schedule, steps), lineage.augmentation(config.augment)
+    model = base.model_of(config.model, precision=config.precision)
     against = against_it(config, base)._replace(prepare=None)
     return victim.learner(model, transform, steps, augment=augment, against=against)
 
@@ -161,9 +162,9 @@ def evaluate(
         name: countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasures
     }
     jobs = victim.trials(key, base.train, perturbation, against=against, ball=ball)
-    model, batch = lineage.model(config.model, base.classes), 64 if base.name == "digits" else 128
+    model, batch = base.model_of(config.model), 64 if base.name == "digits" else 128
     steps, augment = sets.steps(len(base.train.y), batch, config.victim_epochs), lineage.augmentation(config.victim_augment)
-    transform = training.clipped_sgd(0.1, 0.9, 5e-4, steps)
+    transform = victim.VICTIM_SGD(steps)
     found = {}
     for name, (seen, one) in jobs.items():
         if one.prepare is not None:
