@@ -44,17 +44,47 @@ def optimiser(tx: Optimiser, steps: int) -> optax.GradientTransformation:
     return tx(steps) if callable(tx) else tx
 
 
+def falling(lr: float, schedule: str, steps: int, drops: tuple[float, ...] = (0.5, 0.75)) -> float | optax.Schedule:
+    """The learning rate of a run of `steps`: "constant"; "cosine", from lr to zero; "step", tenfold lower at each drop.
+
+    drops: shares of the run; the usual ones are those of He et al. 2016 on CIFAR-10. BadInput for another schedule.
+    """
+    require(schedule in ("constant", "cosine", "step"), f"schedule must be constant, cosine or step, got {schedule!r}")
+    if schedule == "cosine":
+        return optax.cosine_decay_schedule(lr, max(1, steps))
+    falls: dict[int, float] = {}
+    for share in drops:
+        at = max(1, round(share * steps))
+        falls[at] = 0.1 * falls.get(at, 1.0)
+    return lr if schedule == "constant" else optax.piecewise_constant_schedule(lr, falls)
+
+
 @functools.lru_cache(maxsize=256)
+def usual(
+    optimizer: str, schedule: str, lr: float, momentum: float, weight_decay: float, steps: int = 1
+) -> optax.GradientTransformation:
+    """How the SoK trains (Table 6): "sgd" as `clipped_sgd`, or "adamw", at a rate that is `falling` over `steps`.
+
+    AdamW (Loshchilov and Hutter 2019) as in PyTorch: betas (momentum, 0.999), the decay decoupled and of all parameters,
+    biases and norms too; its gradient is not clipped. The same arguments give the same object, so that methods made of it
+    share compiled programs. BadInput for another optimizer or schedule.
+    """
+    require(optimizer in ("sgd", "adamw"), f"optimizer must be sgd or adamw, got {optimizer!r}")
+    rate = falling(lr, schedule, steps)
+    if optimizer == "adamw":
+        return optax.adamw(rate, momentum, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
+
+
 def clipped_sgd(
     lr: float, momentum: float, weight_decay: float, cosine_steps: int | None = None
 ) -> optax.GradientTransformation:
     """The published codes' SGD: gradient clipped at norm 5, weight decay towards zero, momentum.
 
-    At a constant rate, or falling to zero by a cosine. The same arguments give the same object, so that methods made
-    of it share compiled programs.
+    At a constant rate, or falling to zero by a cosine. The same arguments give the same object.
     """
-    rate = lr if cosine_steps is None else optax.cosine_decay_schedule(lr, max(1, cosine_steps))
-    return optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum))
+    schedule, steps = ("constant", 1) if cosine_steps is None else ("cosine", cosine_steps)
+    return usual("sgd", schedule, lr, momentum, weight_decay, steps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,11 +92,7 @@ def dropping_sgd(
     lr: float, momentum: float, weight_decay: float, drops: tuple[float, ...], nesterov: bool, steps: int
 ) -> optax.GradientTransformation:
     """SGD whose rate falls tenfold at the given shares of the run."""
-    falls: dict[int, float] = {}
-    for share in drops:
-        at = max(1, round(share * steps))
-        falls[at] = 0.1 * falls.get(at, 1.0)
-    rate = optax.piecewise_constant_schedule(lr, falls)
+    rate = falling(lr, "step", steps, drops)
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rate, momentum, nesterov=nesterov))
 
 

@@ -237,7 +237,13 @@ def test_vit_by_hand():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda **how: nets.ResNet(5, (1,), 4, **how), lambda **how: nets.vit_tiny(5, width=8, depth=1, heads=2, **how)]
+    "make",
+    [
+        lambda **how: nets.ResNet(5, (1,), 4, **how),
+        lambda **how: nets.vit_tiny(5, width=8, depth=1, heads=2, **how),
+        lambda **how: nets.cnn(5, (4, 5), **how),
+        lambda **how: nets.mlp(5, **how),
+    ],
 )
 def test_bfloat16_arithmetic_with_float32_parameters(make):
     x = jnp.asarray(image((4, 8, 8, 3)))

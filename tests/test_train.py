@@ -8,8 +8,8 @@ import optax
 import pytest
 from scipy.special import log_softmax, softmax
 
+from dememo_jax import augment, evaluate, loop, models, nets, sources, train
 from dememo_jax import data as sets
-from dememo_jax import models, train
 from dememo_jax.errors import BadInput
 from dememo_jax.types import Weights
 
@@ -114,3 +114,74 @@ def test_unknown_mode():
     method = train.sgd(LINEAR, optax.sgd(0.1), mode="eval")
     with pytest.raises(BadInput, match="'fit' or 'frozen'"):
         method.step(KEY, method.init(KEY, BATCH.x), BATCH)
+
+
+# --- optimisers --------------------------------------------------------------------------------------------------
+
+
+def test_rates_of_a_run():
+    at = np.array([0, 1, 9, 10, 14, 15, 19])
+    cosine, step = (train.falling(0.4, schedule, 20) for schedule in ("cosine", "step"))
+    np.testing.assert_allclose([cosine(t) for t in at], 0.2 * (1 + np.cos(np.pi * at / 20)), rtol=1e-5)
+    np.testing.assert_allclose([step(t) for t in at], [0.4] * 3 + [0.04] * 2 + [0.004] * 2, rtol=1e-5)
+    others = train.falling(0.4, "step", 20, (0.05, 0.5, 0.75))
+    np.testing.assert_allclose([others(t) for t in at], [0.4] + [0.04] * 2 + [0.004] * 2 + [0.0004] * 2, rtol=1e-5)
+    assert train.falling(0.4, "constant", 20) == 0.4
+    with pytest.raises(BadInput, match="constant, cosine or step, got 'linear'"):
+        train.falling(0.4, "linear", 20)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_adamw_by_hand(schedule):
+    """Biases decay as kernels do; the gradient, far beyond norm 5, is not clipped."""
+    steps, decay = 8, 0.3
+    tx = train.usual("adamw", schedule, 0.1, 0.8, decay, steps)
+    values, grads = np.float64([3.0, -2.0, 0.5]), RANDOM.normal(size=(steps, 3)) * 50
+    params = {"kernel": jnp.asarray(values[:2, None], jnp.float32), "bias": jnp.asarray(values[2:], jnp.float32)}
+    opt, mean, square = tx.init(params), 0.0, 0.0
+    for t, g in enumerate(grads):
+        mean, square = 0.8 * mean + 0.2 * g, 0.999 * square + 0.001 * g**2
+        fall = {"constant": 1.0, "cosine": (1 + np.cos(np.pi * t / steps)) / 2, "step": 0.1 ** ((t >= 4) + (t >= 6))}[schedule]
+        move = mean / (1 - 0.8 ** (t + 1)) / (np.sqrt(square / (1 - 0.999 ** (t + 1))) + 1e-8)
+        values = values * (1 - 0.1 * fall * decay) - 0.1 * fall * move
+        updates, opt = tx.update({"kernel": np.float32(g[:2, None]), "bias": np.float32(g[2:])}, opt, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(np.concatenate([params["kernel"][:, 0], params["bias"]]), values, rtol=1e-4)
+
+
+def test_equal_optimisers_are_one_object():
+    assert train.clipped_sgd(0.1, 0.9, 5e-4, 30) is train.usual("sgd", "cosine", 0.1, 0.9, 5e-4, 30)
+    assert train.usual("adamw", "step", 3e-4, 0.9, 0.05, 30) is train.usual("adamw", "step", 3e-4, 0.9, 0.05, 30)
+    with pytest.raises(BadInput, match="sgd or adamw, got 'adam'"):
+        train.usual("adam", "cosine", 0.1, 0.9, 0.0)
+
+
+# --- half precision, large images --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "optimizer", "lr"), [(nets.mlp, "adamw", 0.01), (nets.cnn, "sgd", 0.3)])
+def test_bfloat16_trains_as_float32_does(make, optimizer, lr):
+    digits, test = sources.load("digits")
+    found = []
+    for dtype in (None, jnp.bfloat16):
+        model = models.from_linen(make(10, dtype=dtype))
+        method = train.sgd(model, train.usual(optimizer, "cosine", lr, 0.9, 1e-3, 132))
+        run = jax.jit(lambda state, method=method: loop.scan(method, KEY, state, digits, steps=132, batch=64))
+        state, _ = run(method.init(KEY, digits.x[:1]))
+        assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+        assert model.apply(state.weights, digits.x[:1]).dtype == jnp.float32
+        found.append(float(evaluate.accuracy(*models.freeze(model, state.weights), test)))
+    assert min(found) > 0.95
+    assert abs(found[0] - found[1]) < 0.01
+
+
+def test_large_images_train():
+    """The stem for 224 x 224, the augmentation of ImageNet and AdamW in half precision, on images told apart by brightness."""
+    shade = np.linspace(0.2, 0.8, 2)[np.arange(8) % 2]
+    images = sets.make(shade[:, None, None, None] + 0.1 * RANDOM.random((8, 96, 96, 3)), np.arange(8) % 2)
+    net = nets.ResNet(2, (1,), 4, stem="large", dtype=jnp.bfloat16)
+    look = augment.compose(augment.resized_crop(), augment.flip(), augment.jitter(0.1, 0.1, 0.1))
+    method = train.sgd(models.from_linen(net), train.usual("adamw", "cosine", 0.02, 0.9, 0.05, 12), augment=look)
+    run = jax.jit(lambda state: loop.scan(method, KEY, state, images, steps=12, batch=8))
+    _, info = run(method.init(KEY, images.x[:1]))
+    assert info["loss"][-1] < 0.5 * info["loss"][0]
