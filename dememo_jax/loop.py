@@ -147,7 +147,8 @@ def stream(
 
     `batches(start)` gives the batches from step `start` on, x uint8 or float in [0, 1] (bytes become floats on the device),
     index in the whole set, by which `perturbation` is joined. The keys are those of `scan`, so the same batches make the
-    same steps. While the device is at work on one batch, the next is read and sent; never more than two lie there.
+    same steps, up to rounding: each is a program of its own. While the device is at work on one batch, the next is read and
+    sent; never more than two lie there.
     `after`, the grid of `every` steps and NonFinite are as in `run`. Raises BadInput when the batches end too early, or
     when a batch has examples without noise.
     """

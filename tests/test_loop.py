@@ -11,7 +11,7 @@ import pytest
 from dememo_jax import data as sets
 from dememo_jax import loop
 from dememo_jax.errors import BadInput, NonFinite
-from dememo_jax.types import Array, Method, Perturbation
+from dememo_jax.types import Array, Dataset, Method, Perturbation
 
 KEY = jax.random.key(11)
 N, STEPS = 12, 20
@@ -232,3 +232,74 @@ def test_runs_off_the_grid_are_refused():
     ):
         with pytest.raises(BadInput, match=message):
             loop.run(METHOD, KEY, START, DATA, batch=5, after=silent, **how)
+
+
+# --- batches from the host ---------------------------------------------------------------------------------------
+
+
+def drawn(start):
+    """The batches of `scan`, on the host."""
+    to_draw = jax.random.fold_in(KEY, zlib.crc32(b"draw"))
+    return (jax.tree.map(np.asarray, sets.shuffled(to_draw, t, DATA, 5)) for t in range(start, STEPS))
+
+
+def streamed(state=START, every=5, steps=STEPS, batches=drawn, **how):
+    calls = []
+    after = lambda *call: calls.append(call)  # noqa: E731
+    return loop.stream(METHOD, KEY, state, batches, steps=steps, every=every, after=after, **how), calls
+
+
+def test_stream_is_scan(straight):
+    state, calls = streamed()
+    same(state, straight[0])
+    assert [done for done, _, _ in calls] == [5, 10, 15, 20]
+    same(jax.tree.map(lambda *parts: np.concatenate(parts), *[info for _, _, info in calls]), straight[1])
+    same(calls[-1][1], state)
+    same(streamed(every=8)[0], state)  # whatever the grid: each step is a program of its own
+
+
+def test_stream_joins_the_noise():
+    _, info = scan(METHOD, KEY, START, DATA, steps=6, batch=5, perturbation=SHIFT)
+    _, calls = streamed(steps=6, every=6, perturbation=SHIFT)
+    same(calls[0][2]["mean"], info["mean"])
+    small = Perturbation(SHIFT.delta, SHIFT.row[:6], SHIFT.mask[:6])
+    with pytest.raises(BadInput, match="no noise"):
+        streamed(perturbation=small)
+
+
+def test_stream_resumes_to_the_bit(straight):
+    stopped = loop.stream(METHOD, KEY, START, drawn, steps=STEPS, every=5, after=lambda done, *_: done == 10)
+    assert stopped.done == 10
+    state, calls = streamed(stopped, start=10)
+    assert [done for done, _, _ in calls] == [15, 20]
+    same(state, straight[0])
+    assert streamed(state, start=STEPS, batches=None)[0] is state  # nothing left to do, nothing is read
+
+
+def test_bytes_become_floats_on_the_device():
+    x = np.random.default_rng(3).integers(0, 256, (5, 4), np.uint8)
+    y, index = np.zeros(5, np.int32), np.arange(5, dtype=np.int32)
+    both = [[Dataset(x, y, index)], [Dataset(np.asarray(sets.floats(x)), y, index)]]
+    of_bytes, of_floats = (streamed(steps=1, every=1, batches=lambda _, given=given: given)[1][0][2] for given in both)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), of_bytes, of_floats)  # fused: other rounding
+
+
+def test_stream_names_what_is_not_finite():
+    def breaking(key, state, batch):
+        return State(state.w, state.done + 1), {"loss": jnp.where(state.done >= 7, jnp.nan, 1.0)}
+
+    seen, method = [], Method(METHOD.init, breaking)
+    with pytest.raises(NonFinite, match="loss became nan at step 7") as error:
+        loop.stream(method, KEY, START, drawn, steps=20, every=5, after=lambda done, *_: seen.append(done))
+    assert seen == [5]
+    assert error.value.kept.done == 5
+
+
+def test_what_a_stream_refuses():
+    for how, message in (
+        ({"start": 3}, "grid of 5"),
+        ({"every": 0}, "every >= 1"),
+        ({"steps": STEPS + 1}, "end before step 20, of 21"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            streamed(**how)

@@ -1,5 +1,6 @@
 """Batches from disk: the same ones at any start, every example once a pass, and training on them."""
 
+import json
 from collections import Counter
 
 import jax
@@ -156,6 +157,22 @@ def test_the_command_in_memory_and_streamed(folder, tmp_path, capsys, no_picture
     # the next command finds the folder and the side by itself
     finetune = ("--method", "finetune", "--forget-class", 0, "--epochs", 1)
     assert inside("unlearn", "--from", tmp_path / "straight", "--run", tmp_path / "forgot", *finetune) == 0
+
+
+def test_a_folder_older_than_the_flags_is_known_again(tmp_path, capsys, no_pictures):
+    asked = ("train", "--model", "mlp", "--epochs", 1, "--run", tmp_path / "old")
+    assert inside(*asked) == 0
+    for name in ("config.json", "result.json"):
+        known = json.loads((tmp_path / "old" / name).read_text())
+        del known["config"]["side"], known["config"]["stream"]
+        (tmp_path / "old" / name).write_text(json.dumps(known))
+    before = result(tmp_path / "old")
+    assert inside(*asked) == 0
+    assert result(tmp_path / "old") == before  # shown, not computed again
+    (tmp_path / "old" / "result.json").unlink()
+    assert inside(*asked) == 0
+    assert inside(*asked, "--stream") == 2
+    assert "stream (there False, asked True)" in capsys.readouterr().err
 
 
 def test_flags_that_a_stream_cannot_serve(folder, tmp_path, capsys):

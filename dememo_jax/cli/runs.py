@@ -197,7 +197,8 @@ def resumable(
 ) -> tuple[Any, list[dict]]:
     """`loop.run` from `method.init(*init)`, with a bar, a history of `record(state, info)` a chunk, and checkpoints.
 
-    drive: another driver with the same flags, `loop.stream`. The history is part of every checkpoint, so a resumed run ends with the whole of it.
+    drive: another driver of the same steps, such as `loop.stream`.
+    The history is part of every checkpoint, so a resumed run ends with the whole of it.
     """
     directory = folder / CHECKPOINTS / title.replace(" ", "-")
     restored = newest(directory, jax.eval_shape(method.init, *init))

@@ -79,9 +79,7 @@ def network(module: Any) -> Model:
 
 @functools.lru_cache(maxsize=32)
 def _learner(module: Any, how: Learning, steps: int, augment: str):
-    cosine = optax.cosine_decay_schedule(how.lr, max(1, steps))
-    sgd = how.optimizer == "sgd"
-    tx = train.clipped_sgd(how.lr, 0.9, how.weight_decay, steps) if sgd else optax.adamw(cosine, weight_decay=how.weight_decay)
+    tx = train.usual(how.optimizer, "cosine", how.lr, 0.9, how.weight_decay, steps)
     return train.sgd(network(module), tx, augment=lineage.augmentation(augment))
 
 
