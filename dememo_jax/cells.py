@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dememo_jax import report
 from dememo_jax.errors import require
 
 SETTINGS = "settings.json"
@@ -30,7 +29,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, commit: str | None
     """
     folder = Path(folder)
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; results go to a folder")
-    asked, path = json.loads(report.to_json(settings)), folder / SETTINGS
+    asked, path = json.loads(_text(settings)), folder / SETTINGS
     strange = f"{folder} holds files but no {SETTINGS}: name an empty folder, or one of this table"
     require(path.exists() or not folder.is_dir() or not any(folder.iterdir()), strange)
     if path.exists():
@@ -44,7 +43,7 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, commit: str | None
         require(mixed or not others, f"{folder} holds cells of another commit ({shown}): {remedy}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        report.write_atomic(path, report.to_json(settings))
+        _write(path, settings)
 
 
 def done(folder: str | Path) -> dict[str, dict]:
@@ -66,6 +65,7 @@ def fill(
 ) -> dict[str, dict]:  # fmt: skip
     """Compute every cell of `names` that nobody has, and wait for those that others are at; returns all of them.
 
+    `compute(name)` gives what JSON can hold; ValueError for NaN, which has to be null with a reason beside it.
     A cell is kept as soon as it is there. `after(count)` is told how many of the names are there, whoever computed them.
     What `compute` raises ends this process's part and frees its lock; the cells that are there stay.
     """
@@ -78,7 +78,7 @@ def fill(
                 continue
             with claim(path.with_suffix(".lock"), say=say, patience=patience) as mine:
                 if mine and not path.exists():
-                    report.write_atomic(path, report.to_json(compute(name)))
+                    _write(path, compute(name))
                     worked = True
             after(sum((folder / f"{other}.json").exists() for other in names))
         if not worked:
@@ -125,6 +125,17 @@ def claim(path: str | Path, *, say: Say = print, patience: float = PATIENCE) -> 
     finally:
         over.set()
         path.unlink(missing_ok=True)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False)
+
+
+def _write(path: Path, value: Any) -> None:
+    """In one piece, so that a reader or a crash never meets half a cell."""
+    part = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    part.write_text(_text(value))
+    part.replace(path)
 
 
 def _create(path: Path) -> bool:

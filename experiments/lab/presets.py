@@ -73,7 +73,7 @@ PRESETS = {
         data="digits",
         images=(12, 6),
         networks={
-            "resnet18": nets.ResNet(10, (1, 1), 4),
+            "resnet18": nets.cnn(10, (4,)),  # compiles fast
             "densenet121": nets.DenseNet(10, (1, 1), 4),
             "vit_tiny": nets.ViT(10, 4, 12, 1, 3),
         },
