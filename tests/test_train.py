@@ -159,13 +159,12 @@ def test_equal_optimisers_are_one_object():
 # --- half precision, large images --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "optimizer", "lr"), [(nets.mlp, "adamw", 0.01), (nets.cnn, "sgd", 0.3)])
-def test_bfloat16_trains_as_float32_does(make, optimizer, lr):
+def test_bfloat16_trains_as_float32_does():
     digits, test = sources.load("digits")
     found = []
     for dtype in (None, jnp.bfloat16):
-        model = models.from_linen(make(10, dtype=dtype))
-        method = train.sgd(model, train.usual(optimizer, "cosine", lr, 0.9, 1e-3, 132))
+        model = models.from_linen(nets.cnn(10, dtype=dtype))
+        method = train.sgd(model, train.clipped_sgd(0.3, 0.9, 1e-3, 132))
         run = jax.jit(lambda state, method=method: loop.scan(method, KEY, state, digits, steps=132, batch=64))
         state, _ = run(method.init(KEY, digits.x[:1]))
         assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32"), jnp.dtype("int32")}
