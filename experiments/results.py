@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from table14_class import PROTECTED
 
 from dememo_jax import cells, report
 from lab import findings
@@ -92,6 +93,51 @@ def verdicts(rules, ours: dict, theirs: dict) -> str:
     return markdown(rows)
 
 
+def share_table(found: dict[str, dict]) -> str:
+    rows = [["perturbation", "share, %", "test accuracy", "of the clean part alone"]]
+    for name, cell in sorted(found.items(), key=lambda pair: (pair[0].split(".")[0], int(pair[0].split(".")[1]))):
+        rows.append([*name.split("."), *(percent(cell["value"][what]) for what in ("perturbed", "clean part alone"))])
+    return markdown(rows)
+
+
+def recovery_table(found: dict[str, dict]) -> str:
+    """A line a network and radius, means over the cells: before the attack, at its best, and other classes at its end."""
+    rows: dict[tuple, list[tuple[float, float, float]]] = {}
+    for name, cell in found.items():
+        kind = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
+        for row in cell["value"]:
+            at = (name.split(".")[0], kind, f"{row['method']} {row['scale']}".strip(), f"{row['radius']:g}")
+            rows.setdefault(at, []).append((row["accuracy"][0], max(row["accuracy"]), row["other classes"]))
+    head = ["perturbation", "class", "network", "radius", "before", "best of the attack", "other classes at its end", "cells"]
+    return markdown([head, *([*at, *(percent(v) for v in np.mean(each, axis=0)), str(len(each))] for at, each in rows.items())])
+
+
+def depth_table(found: dict[str, dict]) -> str:
+    """The largest certified upper bound over the cells; a radius that any of them abstains at has none."""
+    rows: dict[tuple, dict[float, list]] = {}
+    for name, cell in found.items():
+        kind = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
+        for row in cell["value"]:
+            bounds = rows.setdefault((name.split(".")[0], kind, f"{row['method']} {row['scale']}".strip()), {})
+            for one in row["bounds"] or []:
+                bounds.setdefault(one["eta"], []).append(one["upper"])
+    etas = sorted({eta for bounds in rows.values() for eta in bounds})
+    head = ["perturbation", "class", "network", *(f"eta {eta:g}" for eta in etas)]
+    lines = [head]
+    for at, bounds in rows.items():
+        each = [bounds.get(eta, [None]) for eta in etas]
+        lines.append([*at, *("abstains" if None in uppers else percent(max(uppers)) for uppers in each)])
+    return markdown(lines)
+
+
+MORE = {
+    "figure19": ("Figure 19: clean test accuracy, %, against the share of perturbed images", share_table),
+    "figure02": (
+        "Figures 2, 10, 11, 13-18: recovery in a ball, accuracy on test images of the class, %",
+        recovery_table,
+    ),
+    "theorem1": ("Theorem 1: certified upper bounds, % (q = 0.9, confidence 0.99), of the class's test images", depth_table),
+}
 CLASS_PARTS = {
     "Du": ("Du", {}), "Duc": ("Duc", {}), "Dut": ("Dut", {}), "Dc": ("Dc", {}), "Dct": ("Dct", {}), "Dtr": ("Dtr", {}),
 }  # fmt: skip
@@ -121,7 +167,7 @@ def section(title: str, folder: Path) -> str:
 def one_preset(root: Path) -> str:
     full = root.name == "paper"
     text = f"\n## Preset {root.name}\n"
-    if (root / "table03").is_dir():
+    if (root / "table03").is_dir() and cells.done(root / "table03"):
         theirs = findings.published("efficacy", ("perturbation",), "model", "test_accuracy", dataset="cifar10")
         text += section("Table 3 and Figure 4: clean test accuracy, %, CIFAR-10", root / "table03")
         for how in ("augmented", "plain"):
@@ -131,7 +177,7 @@ def one_preset(root: Path) -> str:
         ours = efficacy(cells.done(root / "table03"), "augmented")
         text += verdicts(findings.EFFICACY, ours, theirs)
     keys = ("perturbation", "class", "method", "scale")
-    if (root / "table14").is_dir():
+    if (root / "table14").is_dir() and cells.done(root / "table14"):
         found = cells.done(root / "table14")
         theirs = findings.published("class_unlearning", keys, "split", "accuracy")
         ours = unlearned(found, "accuracy")
@@ -145,13 +191,16 @@ def one_preset(root: Path) -> str:
         for kind in dict.fromkeys(key[0] for key in ours):
             text += f"{kind}:\n\n" + unlearning_table(ours, attacked if full else None, kind, ATTACKS) + "\n"
         text += verdicts(findings.MEMBERSHIP, ours, attacked)
-    if (root / "table10").is_dir():
+    if (root / "table10").is_dir() and cells.done(root / "table10"):
         ours = unlearned(cells.done(root / "table10"), "accuracy")
         theirs = findings.published("subset_unlearning", (*keys, "forget_set"), "split", "accuracy")
         text += section("Tables 10-13: unlearning part of a class, accuracy in % (means over the classes)", root / "table10")
         for kind in dict.fromkeys(key[0] for key in ours):
             text += f"{kind}:\n\n" + unlearning_table(ours, theirs if full else None, kind, SUBSET_PARTS) + "\n"
         text += verdicts(findings.SUBSET, ours, theirs)
+    for table, (title, made) in MORE.items():
+        if (root / table).is_dir() and cells.done(root / table):
+            text += section(title, root / table) + made(cells.done(root / table))
     return text
 
 

@@ -3,6 +3,7 @@
 import json
 
 import figure02_recovery
+import figure19_share
 import jax
 import pytest
 import results
@@ -36,14 +37,16 @@ SCRIPTS = {
     "table14": (table14_class, ["ops.5"], 32),
     "figure02": (figure02_recovery, ["ops.5"], 32),
     "theorem1": (theorem1_depth, ["ops.5"], 32),
+    "figure19": (figure19_share, ["ops.40"], 15),
 }
 
 
 def shares(name, cell):
     """Everything in a cell that is an accuracy, or a bound of one."""
-    rows = [cell["value"]] if name == "table03" else cell["value"]
+    rows = [cell["value"]] if name in ("table03", "figure19") else cell["value"]
     kinds = {
         "table03": lambda row: row.values(),
+        "figure19": lambda row: row.values(),
         "figure02": lambda row: [*row["accuracy"], row["other classes"]],
         "theorem1": lambda row: [bound["upper"] for bound in row["bounds"]],
     }
@@ -62,7 +65,7 @@ def test_smoke(folders, name):
         assert cell["configuration"]["name"] == "smoke"
         assert {"seconds", "device", "jax", "commit"} <= cell["measured"].keys()
         assert all(0 <= value <= 1 for value in shares(name, cell))
-    if name not in ("table03", "figure02"):
+    if name not in ("table03", "figure02", "figure19"):
         shown = [row["method"] for row in found[some[0]]["value"]]
         assert shown == ["Before", "RT", "FT", "FT", "GA", "GA", "IF", "IF"] + ["Clean control"] * (name == "theorem1")
     before = {path: path.stat().st_mtime_ns for path in (root / "results").rglob("*.json")}
