@@ -24,15 +24,14 @@ def compute(world: World, name: str) -> dict:
     hints = data.share_of(keys.named(key, "hints"), np.asarray(training.y) == label, training.y, 0.1)
     of_class, others = (data.select(test, part) for part in (np.asarray(test.y) == label, np.asarray(test.y) != label))
     alive = [version for version in versions(world, kind, label) if models.finite(version[2])]
-    model = models.network(world.preset.networks["resnet18"])
     swept, ends = audit.sweep(
-        model, [weights for _, _, weights in alive], training, of_class, key, radii=world.preset.radii, hints=hints,
+        world.model, [weights for _, _, weights in alive], training, of_class, key, radii=world.preset.radii, hints=hints,
         epochs=world.preset.recovery_epochs, batch=world.preset.batch,
     )  # fmt: skip
     rows = []
     for (method, scale, _), curves, reached in zip(alive, swept, ends):
         for curve, weights in zip(curves, reached):
-            rest = float(evaluate.accuracy(*freeze(model, weights), others))
+            rest = float(evaluate.accuracy(*freeze(world.model, weights), others))
             row = {"method": method, "scale": scale, "radius": curve.radius, "hints": curve.hints, "accuracy": curve.accuracy}
             rows.append(row | {"other classes": rest})
     return {"value": rows, "images": [len(training.y), len(test.y)]}

@@ -34,7 +34,7 @@ def compute(world: World, name: str) -> dict:
             value[what] = None
             continue
         weights = models.learned(world, "resnet18", seen, seed, mask=mask)
-        frozen = freeze(models.network(world.preset.networks["resnet18"]), weights)
+        frozen = freeze(world.model, weights)
         value[what] = float(evaluate.accuracy(*frozen, test)) if models.finite(weights) else None
     return {"value": value, "images": [len(training.y), len(test.y)]}
 

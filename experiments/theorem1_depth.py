@@ -30,7 +30,7 @@ def compute(world: World, name: str) -> dict:
         if not models.finite(weights):
             rows.append(row | {"bounds": None, "reason": "diverged"})
             continue
-        frozen = freeze(models.network(preset.networks["resnet18"]), weights)
+        frozen = freeze(world.model, weights)
         found = certify.depth(
             *frozen, data.make(shown.x, shown.y), keys.named(key, f"{name} {method} {scale}"), sigma=preset.sigma,
             eta=preset.etas, draws=preset.draws, side="upper",

@@ -34,6 +34,11 @@ class World:
     def __hash__(self) -> int:
         return hash((self.preset.name, self.data, self.work, self.preset.batch))
 
+    @property
+    def model(self) -> Model:
+        """The network that is to forget."""
+        return network(self.preset.networks["resnet18"])
+
 
 @functools.lru_cache(maxsize=2)
 def sets_of(world: World) -> tuple[Dataset, Dataset]:
@@ -65,8 +70,9 @@ def noise(world: World, name: str) -> Perturbation:
             part.replace(file)
         made = configs.Protect(work / f"protect-{name}", name, str(file), model=preset.surrogate, **preset.protect[name])  # type: ignore[arg-type]
         protecting.protect_data(made)
-        with np.load(made.run / lineage.NOISE, allow_pickle=False) as kept:
-            return Perturbation(*(jnp.asarray(kept[field]) for field in Perturbation._fields))
+        perturbation = lineage.protected(made.run).perturbation
+        assert perturbation is not None  # of a protect run
+        return perturbation
 
 
 # --- networks ----------------------------------------------------------------------------------------------------
@@ -99,7 +105,7 @@ def learned(
 def kept(world: World, name: str, make: Callable[[], Weights]) -> Weights:
     """The victim's kind of weights under a name; made and stored by whoever needs them first."""
     training, _ = sets_of(world)
-    like = jax.eval_shape(network(world.preset.networks["resnet18"]).init, jax.random.key(0), training.x[:1])
+    like = jax.eval_shape(world.model.init, jax.random.key(0), training.x[:1])
     store = checkpoint.store(world.work / "weights", like, print)
     with cells.turn(world.work / "weights" / f"{name}.lock"):
         found = store.load(name)
@@ -124,10 +130,9 @@ def _descent(recipe: Callable, module: Any, batch: int):
 def unlearned(world: World, method: str, rate: float, weights: Weights, seen: Dataset, forget, seed: int) -> Weights:
     """Weights after FT, GA or IF, at a learning rate or a scale of the step."""
     preset, key = world.preset, jax.random.key(seed)
-    model = network(preset.networks["resnet18"])
     if method == "IF":
         count = None if preset.samples is None else min(preset.samples, int((~forget).sum()))
-        apply, params = models.freeze(model, weights)
+        apply, params = models.freeze(world.model, weights)
         return weights._replace(
             params=unlearn.influence(apply, params, seen, forget, alpha=rate, damping=0.1, samples=count).params
         )
@@ -167,7 +172,7 @@ def told(world: World, made: Iterable, parts: dict[str, tuple[Dataset, np.ndarra
         if not finite(weights):
             rows.append(row | {"accuracy": None, "membership": None, "reason": "diverged"})
             continue
-        frozen = models.freeze(network(world.preset.networks["resnet18"]), weights)
+        frozen = models.freeze(world.model, weights)
         right = {part: np.asarray(evaluate.correct(*frozen, of))[mask].mean() for part, (of, mask) in parts.items()}
         accuracy = {part: float(value) for part, value in right.items()}
         rows.append(row | {"accuracy": accuracy, "membership": membership(frozen, seen, training, test, forget)})
