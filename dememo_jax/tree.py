@@ -27,6 +27,12 @@ def norm(tree: Params) -> Array:
     return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
+def finite(tree: Any) -> bool:
+    """Whether no leaf of concrete numbers has an infinite or NaN entry; leaves that are not floating cannot."""
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
 def unit(tree: Params) -> Params:
     """The tree at length one; zero where it is zero."""
     length = norm(tree)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from table14_class import asked, names, versions
 
-from dememo_jax import audit, data, evaluate, keys
+from dememo_jax import audit, data, evaluate, keys, tree
 from dememo_jax.models import freeze
 from lab import models, table
 from lab.models import World
@@ -23,7 +23,7 @@ def compute(world: World, name: str) -> dict:
     key = keys.named(jax.random.key(world.preset.seeds[0]), name)
     hints = data.share_of(keys.named(key, "hints"), np.asarray(training.y) == label, training.y, 0.1)
     of_class, others = (data.select(test, part) for part in (np.asarray(test.y) == label, np.asarray(test.y) != label))
-    alive = [version for version in versions(world, kind, label) if models.finite(version[2])]
+    alive = [version for version in versions(world, kind, label) if tree.finite(version[2])]
     swept, ends = audit.sweep(
         world.model, [weights for _, _, weights in alive], training, of_class, key, radii=world.preset.radii, hints=hints,
         epochs=world.preset.recovery_epochs, batch=world.preset.batch,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import data, evaluate
+from dememo_jax import data, evaluate, tree
 from dememo_jax.models import freeze
 from lab import models, table
 from lab.models import World
@@ -35,7 +35,7 @@ def compute(world: World, name: str) -> dict:
             continue
         weights = models.learned(world, "resnet18", seen, seed, mask=mask)
         frozen = freeze(world.model, weights)
-        value[what] = float(evaluate.accuracy(*frozen, test)) if models.finite(weights) else None
+        value[what] = float(evaluate.accuracy(*frozen, test)) if tree.finite(weights) else None
     return {"value": value, "images": [len(training.y), len(test.y)]}
 
 

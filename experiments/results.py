@@ -149,58 +149,51 @@ SUBSET_PARTS = {
 ATTACKS = {name: (name, {}) for name in ("correctness", "probability", "entropy")}
 
 
-def section(title: str, folder: Path) -> str:
+def section(title: str, found: dict[str, dict]) -> str:
     """What stands under a table's name: how many cells, on what, in how long."""
-    found = cells.done(folder)
-    measured = [cell["measured"] for cell in found.values()]
+    measured, first = [cell["measured"] for cell in found.values()], next(iter(found.values()))
     devices = ", ".join(sorted({one["device"] for one in measured}))
     commits = ", ".join(sorted({(cell["commit"] or "unknown")[:9] for cell in found.values()}))
-    images = next(iter(found.values()))["images"]
-    hours = sum(one["seconds"] for one in measured) / 3600
-    first = next(iter(found.values()))
+    images, hours = first["images"], sum(one["seconds"] for one in measured) / 3600
     return (
         f"\n### {title}\n\n{len(found)} cells; {images[0]:,} training and {images[1]:,} test images; {devices}, jax "
         f"{measured[0]['jax']}; {hours:.2f} hours in all; seed {first['seed']}; commit {commits}.\n\n"
     )
 
 
+def by_kind(ours: dict, theirs: dict, full: bool, groups: dict[str, tuple], rules) -> str:
+    """A table a perturbation, and whether the paper's findings hold."""
+    kinds = dict.fromkeys(key[0] for key in ours)
+    tables = (f"{kind}:\n\n{unlearning_table(ours, theirs if full else None, kind, groups)}\n" for kind in kinds)
+    return "".join(tables) + verdicts(rules, ours, theirs)
+
+
 def one_preset(root: Path) -> str:
-    full = root.name == "paper"
-    text = f"\n## Preset {root.name}\n"
-    if (root / "table03").is_dir() and cells.done(root / "table03"):
+    full, text = root.name == "paper", f"\n## Preset {root.name}\n"
+    known = {table: cells.done(root / table) for table in ("table03", "table14", "table10", *MORE)}
+    if found := known["table03"]:
         theirs = findings.published("efficacy", ("perturbation",), "model", "test_accuracy", dataset="cifar10")
-        text += section("Table 3 and Figure 4: clean test accuracy, %, CIFAR-10", root / "table03")
-        for how in ("augmented", "plain"):
-            ours = efficacy(cells.done(root / "table03"), how)
+        text += section("Table 3 and Figure 4: clean test accuracy, %, CIFAR-10", found)
+        sides = {how: efficacy(found, how) for how in ("augmented", "plain")}
+        for how, ours in sides.items():
             if ours:
                 text += f"{how}:\n\n" + efficacy_table(ours, theirs if full and how == "augmented" else None) + "\n"
-        ours = efficacy(cells.done(root / "table03"), "augmented")
-        text += verdicts(findings.EFFICACY, ours, theirs)
+        text += verdicts(findings.EFFICACY, sides["augmented"], theirs)
     keys = ("perturbation", "class", "method", "scale")
-    if (root / "table14").is_dir() and cells.done(root / "table14"):
-        found = cells.done(root / "table14")
+    if found := known["table14"]:
         theirs = findings.published("class_unlearning", keys, "split", "accuracy")
-        ours = unlearned(found, "accuracy")
-        text += section("Tables 14-17: unlearning a class, accuracy in % (means over the classes)", root / "table14")
-        for kind in dict.fromkeys(key[0] for key in ours):
-            text += f"{kind}:\n\n" + unlearning_table(ours, theirs if full else None, kind, CLASS_PARTS) + "\n"
-        text += verdicts(findings.CLASS, ours, theirs)
-        attacked = findings.published("membership_inference", keys, "attack", "success_rate", level="class")
-        ours = unlearned(found, "membership")
+        text += section("Tables 14-17: unlearning a class, accuracy in % (means over the classes)", found)
+        text += by_kind(unlearned(found, "accuracy"), theirs, full, CLASS_PARTS, findings.CLASS)
+        theirs = findings.published("membership_inference", keys, "attack", "success_rate", level="class")
         text += "\n### Tables 19, 21, 23, 25: membership inference, success in %\n\nOnly the gap to RT means anything.\n\n"
-        for kind in dict.fromkeys(key[0] for key in ours):
-            text += f"{kind}:\n\n" + unlearning_table(ours, attacked if full else None, kind, ATTACKS) + "\n"
-        text += verdicts(findings.MEMBERSHIP, ours, attacked)
-    if (root / "table10").is_dir() and cells.done(root / "table10"):
-        ours = unlearned(cells.done(root / "table10"), "accuracy")
+        text += by_kind(unlearned(found, "membership"), theirs, full, ATTACKS, findings.MEMBERSHIP)
+    if found := known["table10"]:
         theirs = findings.published("subset_unlearning", (*keys, "forget_set"), "split", "accuracy")
-        text += section("Tables 10-13: unlearning part of a class, accuracy in % (means over the classes)", root / "table10")
-        for kind in dict.fromkeys(key[0] for key in ours):
-            text += f"{kind}:\n\n" + unlearning_table(ours, theirs if full else None, kind, SUBSET_PARTS) + "\n"
-        text += verdicts(findings.SUBSET, ours, theirs)
+        text += section("Tables 10-13: unlearning part of a class, accuracy in % (means over the classes)", found)
+        text += by_kind(unlearned(found, "accuracy"), theirs, full, SUBSET_PARTS, findings.SUBSET)
     for table, (title, made) in MORE.items():
-        if (root / table).is_dir() and cells.done(root / table):
-            text += section(title, root / table) + made(cells.done(root / table))
+        if found := known[table]:
+            text += section(title, found) + made(found)
     return text
 
 

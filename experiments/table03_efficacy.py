@@ -6,7 +6,7 @@ Six perturbations of the whole training set and none, with and without augmentat
 on; started twice, or on machines that share `--results` and `--work`, the processes share the cells.
 """
 
-from dememo_jax import data, evaluate
+from dememo_jax import data, evaluate, tree
 from dememo_jax.models import freeze
 from lab import models, table
 from lab.models import World
@@ -27,7 +27,7 @@ def compute(world: World, name: str) -> dict:
     augment = world.preset.augment if how == "augmented" else "none"
     seed = world.preset.seeds[0]
     weights = models.learned(world, net, seen, seed, augment=augment)
-    if not models.finite(weights):
+    if not tree.finite(weights):
         return {"value": None, "reason": "the training diverged"}
     frozen = freeze(models.network(world.preset.networks[net]), weights)
     return {

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from table14_class import asked, names, versions
 
-from dememo_jax import certify, data, keys
+from dememo_jax import certify, data, keys, tree
 from dememo_jax.models import freeze
 from lab import models, table
 from lab.models import World
@@ -27,7 +27,7 @@ def compute(world: World, name: str) -> dict:
     rows = []
     for method, scale, weights in [*versions(world, kind, label), ("Clean control", "", control)]:
         row = {"method": method, "scale": scale}
-        if not models.finite(weights):
+        if not tree.finite(weights):
             rows.append(row | {"bounds": None, "reason": "diverged"})
             continue
         frozen = freeze(world.model, weights)

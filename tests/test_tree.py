@@ -191,3 +191,9 @@ def test_keys_are_fold_ins():
     assert same(keys.at(KEY, 5), jax.random.fold_in(KEY, 5))
     assert same(keys.named(KEY, "123456789"), jax.random.fold_in(KEY, 0xCBF43926))  # the check value of CRC-32
     assert not same(keys.named(KEY, "draw"), keys.named(KEY, "step"))
+
+
+@pytest.mark.parametrize(("value", "is_finite"), [(0.0, True), (np.inf, False), (-np.inf, False), (np.nan, False)])
+def test_finite_looks_at_every_leaf_that_can_be_otherwise(value, is_finite):
+    values = {"a": jnp.ones(3), "b": [jnp.asarray([1.0, value]), jnp.arange(2)], "key": jax.random.key(0)}
+    assert tree.finite(values) == is_finite

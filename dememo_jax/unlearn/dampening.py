@@ -118,7 +118,7 @@ def ssd(
         "stored importances must have the structure and shapes of params: make them with `importance`",
     )
     for name, values in (("forget set", of_forget), ("data", of_all)):
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(values)):
+        if not tree.finite(values):
             raise NonFinite(f"an importance of the {name} is not finite: look for NaN in the data or overflow in the loss")
     new, selected = dampen(params, of_forget, of_all, alpha=alpha, strength=strength)
     share = sum(int(leaf.sum()) for leaf in jax.tree.leaves(selected)) / tree.size(params)

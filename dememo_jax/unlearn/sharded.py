@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 from dememo_jax import data as sets
-from dememo_jax import keys, train
+from dememo_jax import keys, train, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Method, Model, Weights
 from dememo_jax.unlearn.shards import Plan, budget, capacity, check_deleted, remaining
@@ -200,8 +200,7 @@ def _newest(store: Store, chain: tuple[str, ...]) -> tuple[Any, int]:
 
 
 def _finite(made: Weights, before: Weights, shard: int, stage: int) -> Weights:
-    numbers = [leaf for leaf in jax.tree.leaves(made) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    if all(bool(jnp.isfinite(leaf).all()) for leaf in numbers):
+    if tree.finite(made):
         return made
     sentence = f"the weights of shard {shard} became infinite or NaN in stage {stage}"
     raise NonFinite(f"{sentence}; lower the learning rate or clip gradients", kept=before)

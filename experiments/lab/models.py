@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import audit, cells, checkpoint, evaluate, keys, loop, models, report, sources, train, unlearn
+from dememo_jax import audit, cells, checkpoint, evaluate, keys, loop, models, report, sources, train, tree, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import configs, lineage, protecting, runs
 from dememo_jax.types import Dataset, Model, Perturbation, Weights
@@ -169,7 +169,7 @@ def told(world: World, made: Iterable, parts: dict[str, tuple[Dataset, np.ndarra
     rows = []
     for method, scale, weights in made:
         row: dict[str, Any] = {"method": method, "scale": scale}
-        if not finite(weights):
+        if not tree.finite(weights):
             rows.append(row | {"accuracy": None, "membership": None, "reason": "diverged"})
             continue
         frozen = models.freeze(world.model, weights)
@@ -186,11 +186,6 @@ def membership(frozen, seen: Dataset, training: Dataset, test: Dataset, forget: 
     members = np.flatnonzero(~forget)[: len(strange)]
     known = (shown[members], labels[members]), (strange, np.asarray(test.y))
     return audit.membership_scores(*known, (clean[forget], labels[forget]))
-
-
-def finite(weights: Weights) -> bool:
-    """False for a model that diverged: it has no accuracy."""
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(weights))
 
 
 def stamp(world: World, started: float, seed: int) -> dict[str, Any]:
