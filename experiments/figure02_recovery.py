@@ -20,13 +20,13 @@ from lab.models import World
 def compute(world: World, name: str) -> dict:
     kind, label = asked(name)
     training, test = models.sets_of(world)
-    key = keys.named(jax.random.key(world.preset.seeds[0]), name)
+    key, how = keys.named(jax.random.key(world.preset.seeds[0]), name), world.preset.recovery
     hints = data.share_of(keys.named(key, "hints"), np.asarray(training.y) == label, training.y, 0.1)
     of_class, others = (data.select(test, part) for part in (np.asarray(test.y) == label, np.asarray(test.y) != label))
     alive = [version for version in versions(world, kind, label) if tree.finite(version[2])]
     swept, ends = audit.sweep(
         world.model, [weights for _, _, weights in alive], training, of_class, key, radii=world.preset.radii, hints=hints,
-        epochs=world.preset.recovery_epochs, batch=world.preset.batch,
+        epochs=how.epochs, batch=world.preset.batch, tx=models.attacker(how),
     )  # fmt: skip
     rows = []
     for (method, scale, _), curves, reached in zip(alive, swept, ends):

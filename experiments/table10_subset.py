@@ -15,11 +15,11 @@ from dememo_jax import data
 from lab import models, table
 from lab.models import World
 
-PERTURBATIONS, FORGOTTEN, SHARE = ("ue-s", "tue", "pue", "ops"), range(8), 0.9
+PERTURBATIONS, SHARE = ("ue-s", "tue", "pue", "ops"), 0.9
 
 
 def names(world: World) -> list[str]:
-    return [f"{kind}.{label}.{part}" for kind in PERTURBATIONS for label in FORGOTTEN for part in ("Du", "Dc")]
+    return [f"{kind}.{label}.{part}" for kind in PERTURBATIONS for label in world.preset.forgotten for part in ("Du", "Dc")]
 
 
 def compute(world: World, name: str) -> dict:

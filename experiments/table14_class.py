@@ -16,11 +16,11 @@ from dememo_jax.types import Weights
 from lab import models, table
 from lab.models import World
 
-PERTURBATIONS, PROTECTED, FORGOTTEN, OBSERVED = ("ue-s", "tue", "pue", "ops"), 4, range(8), (8, 9)
+PERTURBATIONS, PROTECTED, OBSERVED = ("ue-s", "tue", "pue", "ops"), 4, (8, 9)
 
 
 def names(world: World) -> list[str]:
-    return [f"{kind}.{label}" for kind in PERTURBATIONS for label in FORGOTTEN]
+    return [f"{kind}.{label}" for kind in PERTURBATIONS for label in world.preset.forgotten]
 
 
 def asked(name: str) -> tuple[str, int]:

@@ -43,7 +43,7 @@ class World:
 @functools.lru_cache(maxsize=2)
 def sets_of(world: World) -> tuple[Dataset, Dataset]:
     """Training and test images: as many of each class as the preset says, the first ones."""
-    loaded = sources.load(world.data)
+    loaded = sources.load(world.data, side=world.preset.side)
     if world.preset.images is None:
         return loaded
     return tuple(_first(part, count) for part, count in zip(loaded, world.preset.images))  # type: ignore[return-value]
@@ -144,6 +144,12 @@ def unlearned(world: World, method: str, rate: float, weights: Weights, seen: Da
     state = state._replace(opt=optax.tree.set(state.opt, learning_rate=np.float32(rate)))
     steps = descent.steps(int(forget.sum()), int((~forget).sum()), epochs)
     return descent.finish(scan(descent, key, state, seen, steps=steps)[0])
+
+
+@functools.lru_cache(maxsize=4)
+def attacker(how: Learning) -> optax.GradientTransformation:
+    """The optimiser of the recovery attack."""
+    return audit.recovery.default_tx(how.lr, how.weight_decay)
 
 
 def versions(

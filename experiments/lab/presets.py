@@ -1,6 +1,6 @@
 """How large an experiment is: the paper's settings, a reduced one for CPU, and one that only shows that everything runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dememo_jax import nets
@@ -16,6 +16,33 @@ class Learning:
     optimizer: str = "sgd"
 
 
+@dataclass(frozen=True)
+class Certified:
+    """Certified unlearning by noisy descent around a fresh initialisation, then free training; and how it is transferred."""
+
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    steps: int = 10
+    clip_init: float = 0.01  # chosen once, on no data
+    lr: float = 1e-3
+    clip_grad: float = 1.0
+    epochs: int = 60  # of the free training
+    references: int = 50
+    runs: int = 5
+    tau: float = 0.1  # accuracy on the class that a reference is to stay below
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Where Unlearnable Distance is measured, by the paper's solver."""
+
+    networks: tuple[str, ...] = ("resnet18", "densenet121", "vit_tiny")
+    countermeasures: tuple[str, ...] = ("none", "crop-flip", "gray", "jpeg", "ueraser-lite", "orthogonal")
+    epochs: tuple[int, ...] = (10, 20, 30, 40, 50, 60)  # after which; the last ends the training
+    images: int = 2000
+    batch: int = 128
+
+
 Rates = dict[str, tuple[float, float]]  # method -> small and large scale
 
 
@@ -25,6 +52,7 @@ class Preset:
 
     name: str
     data: str  # where nothing else is said
+    dataset: str  # as the paper's tables name it
     images: tuple[int, int] | None  # of each class, for training and testing; None: all
     networks: dict[str, Any]  # the paper's name -> ours
     learning: dict[str, Learning]  # the same names; "victim": the one that is to forget
@@ -32,15 +60,20 @@ class Preset:
     surrogate: str
     protect: dict[str, dict[str, Any]]  # perturbation -> what differs from the published settings
     augment: str = "crop-flip"
+    side: int | None = None  # pixels, where images are resized
     finetune_epochs: int = 10
     ascent_epochs: int = 5
     samples: int | None = None  # of the retain set, behind the influence function's curvature
     rates: dict[str, Rates] = field(default_factory=dict)  # "LEVEL PERTURBATION", or "*" for all that are not named
-    recovery_epochs: int = 60
+    forgotten: tuple[int, ...] = tuple(range(8))  # classes: 0-3 are protected, 4-7 clean
+    recovery: Learning = Learning(60, 0.01, 5e-4)
     radii: tuple[float, ...] = (0.4, 0.8)
+    sweep: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # radii of Figure 9
     sigma: float = 0.02  # of the weight noise of Theorem 1
     etas: tuple[float, ...] = (0.002, 0.005, 0.01)
     draws: int = 1000
+    certified: Certified = Certified()
+    sharpness: Sharpness = Sharpness()
     seeds: tuple[int, ...] = (0,)
 
 
@@ -65,12 +98,21 @@ _PUBLISHED: dict[str, Rates] = {
     **{f"class {kind}": {"FT": (1.5e-2, 3e-2), "GA": ascent, "IF": (2.0, 7.0)} for kind, ascent in _TABLE9.items()},
 }
 _CO: dict[str, Any] = {"batch": 128, "learner_steps": 20}
-_CNNS = {"resnet18": Learning(60, 0.1, 5e-4), "densenet121": Learning(60, 0.1, 5e-4)}
+
+
+def _networks(classes: int, stem: str = "small", patch: int = 4) -> dict[str, Any]:
+    return {
+        "resnet18": nets.resnet18(classes, stem=stem),
+        "densenet121": nets.densenet121(classes, stem=stem),
+        "vit_tiny": nets.vit_tiny(classes, patch),
+    }
+
 
 PRESETS = {
     "smoke": Preset(
         name="smoke",
         data="digits",
+        dataset="digits",
         images=(12, 6),
         networks={
             "resnet18": nets.cnn(10, (4,)),  # compiles fast
@@ -95,14 +137,18 @@ PRESETS = {
         finetune_epochs=1,
         ascent_epochs=1,
         samples=8,
-        recovery_epochs=1,
+        recovery=Learning(1, 0.01, 5e-4),
+        sweep=(0.4, 1.6),
         etas=(0.002,),
-        draws=60,
+        draws=100,
+        certified=Certified(epochs=1, references=2, runs=1),
+        sharpness=Sharpness(("resnet18",), ("none", "gray"), (1,), 24, 12),
         rates={"*": {"FT": (0.01, 0.05), "GA": (1e-4, 1e-3), "IF": (0.3, 3.0)}},
     ),
     "cpu": Preset(
         name="cpu",
         data="cifar10.npz",
+        dataset="cifar10",
         images=(200, 100),
         networks={
             "resnet18": nets.ResNet(10, (1, 1, 1), 8),
@@ -125,19 +171,45 @@ PRESETS = {
         },
         finetune_epochs=3,
         samples=256,
-        recovery_epochs=20,
+        forgotten=(0, 1, 4, 5),
+        recovery=Learning(20, 0.01, 5e-4),
+        sweep=(0.2, 0.4, 0.8, 1.6, 3.2),
         draws=200,
+        certified=Certified(epochs=3, references=16, runs=4),
+        sharpness=Sharpness(("resnet18", "vit_tiny"), ("none", "crop-flip", "jpeg"), (10,), 128, 32),
         rates={"*": {"FT": (0.015, 0.1), "GA": (3e-4, 2e-3), "IF": (0.3, 3.0)}},
     ),
     "paper": Preset(
         name="paper",
         data="cifar10.npz",
+        dataset="cifar10",
         images=None,
-        networks={"resnet18": nets.resnet18(10), "densenet121": nets.densenet121(10), "vit_tiny": nets.vit_tiny(10)},
-        learning={**_CNNS, "vit_tiny": Learning(60, 3e-4, 0.05, "adamw"), "victim": Learning(100, 0.01, 5e-4)},
+        networks=_networks(10),
+        learning={
+            **dict.fromkeys(("resnet18", "densenet121"), Learning(60, 0.1, 5e-4)),
+            "vit_tiny": Learning(60, 3e-4, 0.05, "adamw"),
+            "victim": Learning(100, 0.01, 5e-4),
+        },
         batch=128,
         surrogate="resnet18",
         protect={name: {} for name in ("ue-c", "pue", "ops", "ue-s", "tue", "tap")},
         rates=_PUBLISHED,
     ),
 }
+
+
+def _hundred(name: str, vit: Learning, recovery_lr: float, **how: Any) -> None:
+    """The paper's settings for a hundred classes (Tables 6 and 7)."""
+    cnn = dict.fromkeys(("resnet18", "densenet121", "victim"), Learning(100, 0.1, 5e-5))
+    more = {"learning": {**cnn, "vit_tiny": vit}, "recovery": Learning(100, recovery_lr, 5e-5)}
+    PRESETS[f"paper-{name}"] = replace(PRESETS["paper"], name=f"paper-{name}", dataset=name, **more, **how)
+
+
+_hundred(
+    "cifar100", Learning(100, 3e-4, 0.05, "adamw"), 0.01,
+    data="cifar100", networks=_networks(100), augment="crop-flip-rotation",
+)  # fmt: skip
+_hundred(
+    "imagenet100", Learning(150, 1e-3, 0.1, "adamw"), 0.1,
+    data="imagenet100/", images=(260, 50), side=224, networks=_networks(100, "large", 16), augment="resized-crop-flip-jitter",
+)  # fmt: skip
