@@ -84,9 +84,13 @@ def network(module: Any) -> Model:
 
 
 @functools.lru_cache(maxsize=32)
+def optimiser(how: Learning, steps: int) -> optax.GradientTransformation:
+    return train.usual(how.optimizer, "cosine", how.lr, 0.9, how.weight_decay, steps)
+
+
+@functools.lru_cache(maxsize=32)
 def _learner(module: Any, how: Learning, steps: int, augment: str):
-    tx = train.usual(how.optimizer, "cosine", how.lr, 0.9, how.weight_decay, steps)
-    return train.sgd(network(module), tx, augment=lineage.augmentation(augment))
+    return train.sgd(network(module), optimiser(how, steps), augment=lineage.augmentation(augment))
 
 
 def learned(
