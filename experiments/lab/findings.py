@@ -88,10 +88,17 @@ SUBSET = (
             lambda n: (mean(n, "Dt", scale=("small",)), mean(n, "Dt", scale=("large",)))),
 )  # fmt: skip
 
-MEMBERSHIP = (
+_CLASS_MEMBERSHIP = (
     Finding("19-25", "A class that retraining never saw is called a member all the same (probability attack after RT; 0.25)",
             lambda n: (mean(n, "probability", method=("RT",)), 0.25)),
     Finding("19-25", "At the small scale clean classes are remembered more than protected ones (correctness of 4-7; of 0-3)",
             lambda n: (mean(n, "correctness", at=CLEAR, method=("Before",)),
                        mean(n, "correctness", at=DARK, method=("Before",)))),
 )  # fmt: skip
+_SUBSET_MEMBERSHIP = (
+    Finding("18-24", "Retraining without Du leaves its clean counterparts members (probability after RT; half of Before)",
+            lambda n: (mean(n, "probability", method=("RT",)), mean(n, "probability", method=("Before",)) / 2)),
+    Finding("18-24", "Large scales take membership below the retrained network's (probability after RT; at the large scale)",
+            lambda n: (mean(n, "probability", method=("RT",)), mean(n, "probability", scale=("large",)))),
+)  # fmt: skip
+MEMBERSHIP = {"class": _CLASS_MEMBERSHIP, "subset": _SUBSET_MEMBERSHIP}
