@@ -11,13 +11,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from table03_efficacy import PERTURBATIONS
 
 from dememo_jax import data, evaluate, keys, loop, protect, sharpness, tree
 from dememo_jax.cli import lineage
 from dememo_jax.models import freeze
 from dememo_jax.protect import victim
 from lab import models, table
+from lab.findings import PERTURBED
 from lab.models import World
 
 PLAIN = ("none", "crop-flip")  # augmentation alone
@@ -25,7 +25,9 @@ PLAIN = ("none", "crop-flip")  # augmentation alone
 
 def names(world: World) -> list[str]:
     how = world.preset.sharpness
-    return [f"{kind}.{net}.{against}" for against in how.countermeasures for net in how.networks for kind in PERTURBATIONS]
+    return [
+        f"{kind}.{net}.{against}" for against in how.countermeasures for net in how.networks for kind in ("clean", *PERTURBED)
+    ]
 
 
 def compute(world: World, name: str) -> dict:

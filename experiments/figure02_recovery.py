@@ -9,11 +9,11 @@ of the attack, and on those of other classes at its end, which an attack that an
 
 import jax
 import numpy as np
-from table14_class import asked, names, versions
 
 from dememo_jax import audit, data, evaluate, keys, tree
 from dememo_jax.models import freeze
 from lab import models, table
+from lab.classes import asked, names, versions
 from lab.models import World
 
 

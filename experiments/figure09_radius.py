@@ -9,15 +9,15 @@ attack, and the distance that the attack has gone.
 
 import jax
 import numpy as np
-from table03_efficacy import PERTURBATIONS
 
 from dememo_jax import audit, data, keys, tree
 from lab import models, table
+from lab.findings import PERTURBED
 from lab.models import World
 
 
 def names(world: World) -> list[str]:
-    return list(PERTURBATIONS)
+    return ["clean", *PERTURBED]
 
 
 def compute(world: World, name: str) -> dict:

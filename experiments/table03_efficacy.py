@@ -9,15 +9,15 @@ on; started twice, or on machines that share `--results` and `--work`, the proce
 from dememo_jax import data, evaluate, tree
 from dememo_jax.models import freeze
 from lab import models, table
+from lab.findings import PERTURBED
 from lab.models import World
 
-PERTURBATIONS = ("clean", "ue-c", "pue", "ops", "ue-s", "tue", "tap")
 AUGMENTED = ("augmented", "plain")
 
 
 def names(world: World) -> list[str]:
     """Most telling first: the paper's setting, one network after another."""
-    return [f"{kind}.{net}.{how}" for how in AUGMENTED for net in world.preset.networks for kind in PERTURBATIONS]
+    return [f"{kind}.{net}.{how}" for how in AUGMENTED for net in world.preset.networks for kind in ("clean", *PERTURBED)]
 
 
 def compute(world: World, name: str) -> dict:

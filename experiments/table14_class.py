@@ -8,38 +8,11 @@ Du perturbed training images, Duc their clean counterparts, Dut test images; of 
 classes 8 and 9. Beside them the success of the three membership attacks on the class's clean images. Weights are kept.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import data
-from dememo_jax.types import Weights
 from lab import models, table
+from lab.classes import OBSERVED, PROTECTED, asked, names, seen_by, versions
 from lab.models import World
-
-PERTURBATIONS, PROTECTED, OBSERVED = ("ue-s", "tue", "pue", "ops"), 4, (8, 9)
-
-
-def names(world: World) -> list[str]:
-    return [f"{kind}.{label}" for kind in PERTURBATIONS for label in world.preset.forgotten]
-
-
-def asked(name: str) -> tuple[str, int]:
-    """Perturbation and class of a cell."""
-    kind, label = name.split(".")
-    return kind, int(label)
-
-
-def seen_by(world: World, kind: str):
-    """The training images as the victim meets them."""
-    training, _ = models.sets_of(world)
-    noise = models.noise(world, kind)
-    return data.perturb(training, noise._replace(mask=jnp.asarray(np.asarray(training.y) < PROTECTED)))
-
-
-def versions(world: World, kind: str, label: int) -> list[tuple[str, str, Weights]]:
-    """(method, scale, weights) of the victim, the retrained network and each unlearned one."""
-    seen = seen_by(world, kind)
-    return list(models.versions(world, "class", kind, str(label), seen, np.asarray(seen.y) == label))
 
 
 def compute(world: World, name: str) -> dict:

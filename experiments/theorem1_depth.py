@@ -10,11 +10,11 @@ support one the bound is null and the reason stands beside it.
 
 import jax
 import numpy as np
-from table14_class import asked, names, versions
 
 from dememo_jax import certify, data, keys, tree
 from dememo_jax.models import freeze
 from lab import models, table
+from lab.classes import asked, names, versions
 from lab.models import World
 
 

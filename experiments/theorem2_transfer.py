@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from table14_class import PERTURBATIONS, PROTECTED, asked, seen_by
 
 from dememo_jax import audit, certify, data, evaluate, keys, tree, unlearn
 from dememo_jax.models import freeze
 from dememo_jax.types import Weights
 from lab import models, table
+from lab.classes import PERTURBATIONS, PROTECTED, asked, seen_by
 from lab.models import World
 from lab.presets import Certified
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-from table14_class import PROTECTED
 
 from dememo_jax.report import Plot
 from lab import tables
+from lab.classes import PROTECTED
 
 Cells = dict[str, dict]
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import numpy as np
-from table14_class import PROTECTED
 
 from dememo_jax import bounds, sharpness
 from dememo_jax.errors import BadInput
 from lab import findings, synergy
+from lab.classes import PROTECTED
 
 METHODS = ("Before", "RT", "IF small", "IF large", "FT small", "FT large", "GA small", "GA large")
 
