@@ -26,14 +26,6 @@ def folders(tmp_path_factory):
     return ["--preset", "smoke", "--results", str(root / "results"), "--work", str(root / "work")], root
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_the_tests():
-    """The command line moves the cache of compiled programs to the work folder."""
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 SCRIPTS = {
     "table03": (table03_efficacy, ["clean.resnet18.augmented", "ops.resnet18.plain"], 42),
     "table10": (table10_subset, ["ops.1.Du"], 64),

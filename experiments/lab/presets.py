@@ -115,7 +115,7 @@ PRESETS = {
         dataset="digits",
         images=(12, 6),
         networks={
-            "resnet18": nets.cnn(10, (4,)),  # compiles fast
+            "resnet18": nets.mlp(10, (16, 16)),  # compiles fast
             "densenet121": nets.DenseNet(10, (1, 1), 4),
             "vit_tiny": nets.ViT(10, 4, 12, 1, 3),
         },

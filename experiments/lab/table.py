@@ -47,7 +47,8 @@ def _fill(world: World, asked: argparse.Namespace, table: str, names: list[str],
     require(not unknown, f"{table} has no cell {', '.join(unknown)}; it has {', '.join(names)}")
     training, _ = models.sets_of(world)  # data that are not there must show before anything is claimed
     world.work.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(world.work / "compiled"))
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(world.work / "compiled"))
     folder = asked.results / world.preset.name / table
     configuration = models.stamp(world, 0.0, 0)["configuration"]
     settings = configuration | {"digest": runs.digest(training.x, training.y)}
