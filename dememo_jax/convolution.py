@@ -47,7 +47,7 @@ def _lax(x: Array, kernel: Array, strides: tuple[int, ...], pads: Pads, precisio
     return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=layout, precision=precision)
 
 
-def patches(x: Array, window: tuple[int, int], strides: tuple[int, ...], pads: Pads) -> Array:
+def patches(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
     """Every window of the padded images as a row: [B, H', W', h * w * C]."""
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = ((size - side) // stride for size, side, stride in zip(x.shape[1:3], window, strides))
@@ -137,12 +137,12 @@ def _kernel_gradient(ct: Array, x: Array, kernel: Any, *, strides: tuple[int, ..
     return jnp.matmul(rows.T, ct, precision=precision).reshape(kernel.aval.shape)
 
 
-def _batched(arguments: Sequence[Array], axes: Sequence[int | None], **how: Any) -> tuple[Array, int]:
+def _batched(arguments: Sequence[Array], axes: Sequence[Any], **how: Any) -> tuple[Array, int]:
     """Images of all lanes are one batch; kernels are taken one after another, for many at once are slow here."""
     (x, kernel), (of_x, of_kernel) = arguments, axes
     if of_kernel is None:
         x = jnp.moveaxis(x, of_x, 0)
-        found = _primitive.bind(x.reshape(-1, *x.shape[2:]), kernel, **how)
+        found = _primitive.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel, **how)
         return found.reshape(*x.shape[:2], *found.shape[1:]), 0
     kernels = jnp.moveaxis(kernel, of_kernel, 0)
     if of_x is None:

@@ -28,7 +28,7 @@ KEEPERS = {
     "orbax": ("checkpoint",),
     "rich": ("cli",),
     "scipy": ("bounds",),
-    "sklearn": ("sources", "audit"),
+    "sklearn": ("audit", "protect", "sources"),
     "tensorflow_datasets": ("sources",),
     "tyro": ("cli",),
 }

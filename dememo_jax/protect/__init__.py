@@ -24,12 +24,15 @@ from dememo_jax.protect.refine import descent
 from dememo_jax.protect.shortcut import one_pixel
 from dememo_jax.protect.tangent import ntga
 from dememo_jax.protect.victim import Outcome, evaluate, learned, random_labels, random_noise, trials
+from dememo_jax.protect.words import Injected, Words, inject, regtext, traces
 
 __all__ = [
     "Countermeasure",
+    "Injected",
     "Outcome",
     "Phase",
     "Recipe",
+    "Words",
     "adversarial",
     "alternate",
     "augmented_minimizing",
@@ -45,6 +48,7 @@ __all__ = [
     "finished",
     "generate",
     "hypocritical",
+    "inject",
     "learnability_lock",
     "learned",
     "linear_patches",
@@ -56,10 +60,12 @@ __all__ = [
     "provable",
     "random_labels",
     "random_noise",
+    "regtext",
     "robust",
     "self_ensemble",
     "shortcut_directions",
     "tensor_clog",
+    "traces",
     "transferable",
     "trials",
     "unlock",
