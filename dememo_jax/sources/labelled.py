@@ -1,0 +1,86 @@
+"""Labelled texts from disk: `.tsv` with a text and a label on each line, `.jsonl` with an object on each."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dememo_jax.errors import BadInput, require
+
+FIELDS = ("text", "sentence")
+SUFFIXES = (".tsv", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts [N] with their labels, places in `names`."""
+
+    texts: tuple[str, ...]
+    labels: np.ndarray  # [N], int32
+    names: tuple[str, ...]
+
+
+def texts(path: str | Path, *, names: Sequence[str] | None = None) -> Texts:
+    """The texts of a file in UTF-8, in its order.
+
+    .tsv: two columns, text and label, without quoting; a first line `text` or `sentence`, then `label`, is a header.
+    .jsonl: objects with `text` or `sentence`, and `label`, a string or a whole number; other entries are left alone.
+    names: the labels that there are, in the order of their numbers: give those of the training set with the test set. By
+    default those that appear, sorted: as numbers where all are whole numbers, else as words.
+    Raises BadInput, naming the line, for a missing or unreadable file, another suffix, wrong columns or fields, an empty text,
+    a label that `names` does not have, and a file with fewer than two labels where they are not given.
+    """
+    path = Path(path)
+    require(path.suffix in SUFFIXES, f"{path.name}: expected one of {', '.join(SUFFIXES)}")
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path.name}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    rows = list((_tsv if path.suffix == ".tsv" else _jsonl)(path.name, lines))
+    require(rows, f"{path.name}: no texts")
+    for line, text, _ in rows:
+        require(text.strip(), f"{path.name}, line {line}: the text is empty; remove the line")
+    if names is None:
+        names = _sorted({label for _, _, label in rows})
+        require(len(names) > 1, f"{path.name}: a single label, {names[0]!r}; at least two are needed")
+    of = {name: number for number, name in enumerate(names)}
+    for line, _, label in rows:
+        require(label in of, f"{path.name}, line {line}: unknown label {label!r}; there are {', '.join(names)}")
+    labels = np.array([of[label] for _, _, label in rows], np.int32)
+    return Texts(tuple(text for _, text, _ in rows), labels, tuple(names))
+
+
+def _tsv(name: str, lines: list[str]) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(lines, 1):
+        columns = line.removesuffix("\r").split("\t")
+        if columns == [""] or (number == 1 and columns[0] in FIELDS and columns[1:] == ["label"]):
+            continue
+        require(len(columns) == 2, f"{name}, line {number}: expected two columns, text and label; got {len(columns)}")
+        yield number, columns[0], columns[1].strip()
+
+
+def _jsonl(name: str, lines: list[str]) -> Iterator[tuple[int, str, str]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{where}: not JSON ({error.msg})") from None
+        require(isinstance(found, dict), f"{where}: expected an object with text and label")
+        text = next((found[field] for field in FIELDS if field in found), None)
+        require(isinstance(text, str), f"{where}: expected a string under 'text' or 'sentence'; it has {', '.join(found)}")
+        label = found.get("label")
+        require(
+            isinstance(label, str | int) and not isinstance(label, bool),
+            f"{where}: expected a string or a whole number under 'label', got {label!r}",
+        )
+        yield number, str(text), str(label)
+
+
+def _sorted(labels: set[str]) -> list[str]:
+    return sorted(labels, key=int) if all(label.isascii() and label.isdigit() for label in labels) else sorted(labels)
