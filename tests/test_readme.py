@@ -56,7 +56,7 @@ def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     assert sorted(path.name for path in (tmp_path / "release").iterdir()) == ["images", "manifest.json", "released.npz"]
     (tmp_path / "reviews.tsv").write_text("a b c d e f g h i j k l\t0\nm n o p q r s t u v w x\t1\n")
     exec(compile(text.replace("found.labels)  # ten", "found.labels, stop=())  # ten"), "protect.md", "exec"), {})
-    assert "[[13  0]\n [ 0 13]]" in capsys.readouterr().out
+    assert "[[11  0]\n [ 0 11]]" in capsys.readouterr().out
 
 
 def test_python_of_unlearn_runs(capsys):
