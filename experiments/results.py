@@ -36,7 +36,10 @@ TITLES = {
     "ud": "Unlearnable Distance, by the paper's solver, and clean test accuracy, % (in brackets)",
 }
 MORE = {
-    "figure19": tables.share_table, "figure02": tables.recovery_table, "figure09": tables.radius_table,
+    "figure19": tables.share_table, "figure09": tables.radius_table,
+    "figure02": lambda found: (
+        tables.recovery_table(found) + "\n" + tables.verdicts(findings.RECOVERY, synergy.recovered(found), None)
+    ),
     "theorem1": tables.depth_table, "ud": tables.distance_table,
     "theorem2": lambda found: tables.transfer_table(found) + "\n" + tables.attack_table(found),
 }  # fmt: skip

@@ -102,3 +102,12 @@ _SUBSET_MEMBERSHIP = (
             lambda n: (mean(n, "probability", method=("RT",)), mean(n, "probability", scale=("large",)))),
 )  # fmt: skip
 MEMBERSHIP = {"class": _CLASS_MEMBERSHIP, "subset": _SUBSET_MEMBERSHIP}
+
+RECOVERY = (
+    Finding("2, 10-18", "Forgetting is shallow: an unlearned class comes back in the ball (small scales: best of the attack; before)",
+            lambda n: (mean(n, "back", scale=("small",)), mean(n, "before", scale=("small",)))),
+    Finding("2, 10-18", "and further than from the retrained network (small scales; RT)",
+            lambda n: (mean(n, "back", scale=("small",)), mean(n, "back", method=("RT",)))),
+    Finding("2, 10-18", "Large scales are forgotten more deeply (small; large scales)",
+            lambda n: (mean(n, "back", scale=("small",)), mean(n, "back", scale=("large",)))),
+)  # fmt: skip

@@ -72,11 +72,14 @@ def _sign(gain: float) -> str:
 
 
 def recovered(found: dict[str, dict]) -> Numbers:
-    """Cells of `figure02_recovery`: the best of the attack at the largest radius."""
+    """Cells of `figure02_recovery`: accuracy before the attack, and the best of it, at the largest radius."""
     numbers = {}
     for name, cell in found.items():
         largest = max(row["radius"] for row in cell["value"])
         for row in cell["value"]:
             if row["radius"] == largest:
-                numbers[*name.split("."), row["method"], row["scale"]] = {"back": max(row["accuracy"])}
+                numbers[*name.split("."), row["method"], row["scale"]] = {
+                    "before": row["accuracy"][0],
+                    "back": max(row["accuracy"]),
+                }
     return numbers

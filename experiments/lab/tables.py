@@ -85,14 +85,14 @@ def unlearning_table(ours: dict, theirs: dict | None, kind: str, groups: dict[st
     return markdown(rows)
 
 
-def verdicts(rules, ours: dict, theirs: dict) -> str:
-    rows = [["table", "finding (the first number is to be the larger)", "paper", "ours", "holds"]]
+def verdicts(rules, ours: dict, theirs: dict | None) -> str:
+    """Whether each finding holds in our numbers; theirs None: of a figure, for which the paper prints no number."""
+    rows = [["table or figure", "finding (the first number is to be the larger)", "paper", "ours", "holds"]]
     for rule in rules:
-        sides = [rule.sides(numbers) for numbers in (theirs, ours)]
-        shown = [" vs ".join(percent(side) for side in pair) for pair in sides]
-        known = not np.isnan(sides[1]).any()
-        holds = ["no", "yes"][int(round(sides[1][0] - sides[1][1], 4) > 0)] if known else "-"
-        rows.append([rule.table, rule.says, *shown, holds + ("" if sides[0][0] > sides[0][1] else " (the paper's do not)")])
+        mine, paper = rule.sides(ours), None if theirs is None else rule.sides(theirs)
+        shown = ["no number" if pair is None else " vs ".join(percent(side) for side in pair) for pair in (paper, mine)]
+        holds = "-" if np.isnan(mine).any() else ["no", "yes"][int(round(mine[0] - mine[1], 4) > 0)]
+        rows.append([rule.table, rule.says, *shown, holds])
     return markdown(rows)
 
 
