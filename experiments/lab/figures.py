@@ -40,9 +40,9 @@ def radius(found: Cells) -> Plot:
 def recovery(found: Cells) -> Plot:
     """Figures 2, 10, 11, 13-18 in one: curves of the attack at the largest radius, means over perturbations and classes."""
     curves: dict[str, list] = {}
+    largest = max(row["radius"] for cell in found.values() for row in cell["value"])
     for name, cell in found.items():
         what = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
-        largest = max(row["radius"] for row in cell["value"])
         for row in cell["value"]:
             if row["radius"] == largest and row["scale"] != "large":
                 curves.setdefault(f"{row['method']}: {what}", []).append(row["accuracy"])
@@ -50,7 +50,9 @@ def recovery(found: Cells) -> Plot:
         (label, tuple(float(i) for i in range(len(each[0]))), tuple(float(y) for y in np.mean(each, axis=0)))
         for label, each in sorted(curves.items())
     )
-    return Plot("figure02", "Recovery of a class, small scale", "epoch of the attack", "class accuracy", series)
+    return Plot(
+        "figure02", f"Recovery of a class, radius {largest:g}, small scales", "epoch of the attack", "class accuracy", series
+    )
 
 
 def augmented(found: Cells) -> Plot | None:

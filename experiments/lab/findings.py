@@ -104,7 +104,7 @@ _SUBSET_MEMBERSHIP = (
 MEMBERSHIP = {"class": _CLASS_MEMBERSHIP, "subset": _SUBSET_MEMBERSHIP}
 
 RECOVERY = (
-    Finding("2, 10-18", "Forgetting is shallow: an unlearned class comes back in the ball (small scales: best of the attack; before)",
+    Finding("2, 10-18", "An unlearned class comes back in the ball (small scales: best of the attack; before)",
             lambda n: (mean(n, "back", scale=("small",)), mean(n, "before", scale=("small",)))),
     Finding("2, 10-18", "and further than from the retrained network (small scales; RT)",
             lambda n: (mean(n, "back", scale=("small",)), mean(n, "back", method=("RT",)))),
