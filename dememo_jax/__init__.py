@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from dememo_jax import (
+    adapters,
     audit,
     augment,
     bounds,
@@ -41,6 +42,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "adapters",
     "audit",
     "augment",
     "bounds",
