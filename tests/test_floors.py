@@ -27,6 +27,7 @@ KEEPERS = {
     "matplotlib": ("report",),
     "orbax": ("checkpoint",),
     "rich": ("cli",),
+    "safetensors": ("sources",),
     "scipy": ("bounds",),
     "sklearn": ("audit", "protect", "sources"),
     "tensorflow_datasets": ("sources",),

@@ -1,0 +1,132 @@
+"""Released language models from disk, in the layout of the `transformers` library: `config.json` beside safetensors files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dememo_jax import nets
+from dememo_jax.errors import BadInput, require
+from dememo_jax.types import Params, Weights
+
+FAMILIES = ("llama", "mistral")
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+_OUTER = {"model.embed_tokens": "embed/embedding", "model.norm": "norm/scale", "lm_head": "head/kernel"}
+_INNER = {
+    "self_attn.q_proj": "query/kernel", "self_attn.k_proj": "key/kernel", "self_attn.v_proj": "value/kernel",
+    "self_attn.o_proj": "out/kernel", "mlp.gate_proj": "gate/kernel", "mlp.up_proj": "up/kernel",
+    "mlp.down_proj": "down/kernel", "input_layernorm": "attention_norm/scale", "post_attention_layernorm": "gated_norm/scale",
+}  # fmt: skip
+
+
+def decoder(folder: str | Path, *, dtype: Any = jnp.float32, **how: Any) -> tuple[nets.Decoder, Weights]:
+    """The network and the weights of a released model: `models.from_linen(net)` makes a Model of the first.
+
+    folder: of a model of the families Llama and Mistral: config.json and model.safetensors, or several of them under an
+    index. Nothing is unpickled and nothing is downloaded. dtype: of the parameters in memory. how: what `nets.Decoder` is to
+    have otherwise: `dtype` of the arithmetic goes by `net.clone(dtype=...)`, remat=True here.
+    Raises BadInput for a folder or file that is not there, another family, what the network does not have (scaled rotary
+    positions, biases, another activation), and, naming the first, tensors that are missing, too many, or of other shapes.
+    """
+    folder = Path(folder)
+    net = nets.Decoder(**_read(folder) | how)
+    wanted = _shapes(net)
+    found: dict[str, jax.Array] = {}
+    for file in _files(folder):
+        for name, value in _tensors(file).items():
+            if name.endswith("rotary_emb.inv_freq") or (net.tied and name == "lm_head.weight"):
+                continue  # computed here; the same as the embedding
+            at = _place(name)
+            require(at in wanted, f"{file.name}: tensor {name!r} has no place in this network of {net.depth} layers")
+            value = value.T if at.endswith("kernel") else value
+            require(
+                value.shape == wanted[at],
+                f"{file.name}: tensor {name!r} is {_told(value.shape, at)}, config.json asks for {_told(wanted[at], at)}",
+            )
+            found[at] = value.astype(dtype)
+    missing = [at for at in wanted if at not in found]
+    require(not missing, f"{folder.name}: no tensor for {missing[:1]} ({len(missing)} of {len(wanted)} are missing)")
+    return net, Weights(_nested(found), {})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Arguments of `nets.Decoder`."""
+    path = folder / "config.json"
+    require(path.is_file(), f"{path}: no such file; expected the folder of a released model")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON ({error.msg})") from None
+    family = config.get("model_type")
+    require(family in FAMILIES, f"{path}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}")
+    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rotary.get("rope_type", rotary.get("type", "default"))
+    require(kind == "default", f"{path}: rotary positions of type {kind!r} are not supported, only 'default'")
+    require(not config.get("attention_bias") and not config.get("mlp_bias"), f"{path}: biases are not supported")
+    activation = config.get("hidden_act", "silu")
+    require(activation == "silu", f"{path}: hidden_act is {activation!r}, expected 'silu'")
+    names = {
+        "vocab": "vocab_size", "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+        "hidden": "intermediate_size", "epsilon": "rms_norm_eps",
+    }  # fmt: skip
+    missing = [name for name in names.values() if name not in config]
+    require(not missing, f"{path}: no entry {', '.join(missing)}")
+    return {ours: config[theirs] for ours, theirs in names.items()} | {
+        "key_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "head": config.get("head_dim"),
+        "window": config.get("sliding_window") if family == "mistral" else None,
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "base": float(rotary.get("rope_theta", config.get("rope_theta", 10_000.0))),
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    names = [WHOLE]
+    if (folder / INDEX).is_file():
+        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    require(not missing, f"{folder}: no file {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def _tensors(path: Path) -> dict[str, jax.Array]:
+    import safetensors
+    from safetensors.flax import load_file
+
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise BadInput(f"{path}: not a safetensors file, or cut short ({error})") from None
+
+
+def _shapes(net: nets.Decoder) -> dict[str, tuple[int, ...]]:
+    made = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(made)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+def _place(name: str) -> str:
+    """Our name of a tensor; what we do not have keeps its own."""
+    inner = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+    if inner and inner[2] in _INNER:
+        return f"block_{inner[1]}/{_INNER[inner[2]]}"
+    return _OUTER.get(name.removesuffix(".weight"), name)
+
+
+def _told(shape: tuple[int, ...], at: str) -> list[int]:
+    """A shape as it stands in the file."""
+    return list(shape[::-1] if at.endswith("kernel") else shape)
+
+
+def _nested(flat: dict[str, jax.Array]) -> Params:
+    found: dict[str, Any] = {}
+    for at, value in flat.items():
+        *parents, last = at.split("/")
+        inner = found
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return found
