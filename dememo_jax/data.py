@@ -20,6 +20,13 @@ def make(x, y) -> Dataset:
     return Dataset(floats(x), jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
 
 
+def rows(x, y) -> Dataset:
+    """A full set from rows of tokens [N, L], whole numbers, and integer labels [N]."""
+    x = jnp.asarray(x)
+    require(x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer), f"expected tokens [N, L], got {x.dtype} {list(x.shape)}")
+    return Dataset(x.astype(jnp.int32), jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+
+
 def floats(x) -> Array:
     """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
     x = jnp.asarray(x)

@@ -56,6 +56,11 @@ def modified_entropy(logits: Array, labels: Array) -> Array:
 # --- of sequences, and against a teacher -------------------------------------------------------------------------
 
 
+def label_nll(likelihoods: Array, labels: Array) -> Array:
+    """-log p(label | text) in nats, [B], where [B, K] holds log-likelihoods already (`likelihood.of_labels`)."""
+    return -_of_label(likelihoods, labels)
+
+
 def sequence_nll(logits: Array, labels: Array) -> Array:
     """-log p of whole sequences in nats, [B]: logits [B, T, V] and labels [B, T], of which negative ones do not count."""
     each = cross_entropy(logits, jnp.maximum(labels, 0))

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
     0: ("bounds", "convolution", "keys", "tree"),
-    1: ("adapters", "augment", "data", "losses", "mesh", "models", "nets", "projected"),
+    1: ("adapters", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
     4: ("cells", "checkpoint", "release", "report", "sources"),
@@ -31,6 +31,7 @@ KEEPERS = {
     "scipy": ("bounds",),
     "sklearn": ("audit", "protect", "sources"),
     "tensorflow_datasets": ("sources",),
+    "tokenizers": ("sources",),
     "tyro": ("cli",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -249,7 +249,7 @@ def _group_correct(network, params, data, *, batch, precision):
         params = _cast(params, jnp.float32)
     weights = params if prepare is None else prepare(params)
     if precision == "bfloat16":
-        weights, examples = _cast(weights, jnp.bfloat16), examples._replace(x=examples.x.astype(jnp.bfloat16))
+        weights, examples = _cast(weights, jnp.bfloat16), examples._replace(x=_cast(examples.x, jnp.bfloat16))
     with jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext():
         return evaluate.group_correct(apply, weights, (examples, masks), batch=batch)
 
@@ -257,7 +257,8 @@ def _group_correct(network, params, data, *, batch, precision):
 def _cast(weights, dtype):
     if isinstance(weights, Weights):  # statistics stay as they are: they normalise
         return weights._replace(params=_cast(weights.params, dtype))
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+    # Whole numbers are counts, or the tokens of a text.
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, weights)
 
 
 def _check_precision(network, params, data, precision: str) -> None:
@@ -265,7 +266,7 @@ def _check_precision(network, params, data, precision: str) -> None:
 
     def logits(network, params, x):
         apply, prepare = network
-        return apply(_cast(params if prepare is None else prepare(params), dtype), x.astype(dtype))
+        return apply(_cast(params if prepare is None else prepare(params), dtype), _cast(x, dtype))
 
     found = jax.eval_shape(logits, network, params, data.x[:1]).dtype
     own = f"this network gives {found} from {precision} weights and images: it sets a dtype of its own"

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from dememo_jax.errors import require
 from dememo_jax.types import Array
 
-PAD = 0  # the token that fills rows up: it is never attended to, and its logits mean nothing
-
 
 class Decoder(nn.Module):
     """Tokens [B, L], whole numbers below `vocab` -> logits [B, L, vocab] of the next token, float32.
@@ -22,8 +20,9 @@ class Decoder(nn.Module):
     remat: recompute blocks in the backward pass instead of keeping their activations. dtype: of the arithmetic, with
     parameters in float32; norms, rotations and softmax are in float32.
 
-    Rows are filled up with the token `PAD` on the left or on the right, which is the padding mask: positions count the other
-    tokens only. Raises BadInput, while tracing, for widths that do not divide, or tokens that are no whole numbers.
+    pad: the token that fills rows up on the left or on the right, which makes the padding mask: it is never attended to, and
+    positions count the other tokens only. Raises BadInput, while tracing, for widths that do not divide, or tokens that are
+    no whole numbers.
     """
 
     vocab: int
@@ -37,6 +36,7 @@ class Decoder(nn.Module):
     tied: bool = False
     base: float = 10_000.0
     epsilon: float = 1e-5
+    pad: int = 0
     remat: bool = False
     dtype: Any = None
 
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         head = self.width // self.heads if self.head is None else self.head
         require(head % 2 == 0, f"rotary positions need an even head width, got {head}")
         embed = nn.Embed(self.vocab, self.width, dtype=self.dtype, name="embed")
-        real = tokens != PAD
+        real = tokens != self.pad
         where = jnp.cumsum(real, axis=1) - 1  # [B, L], positions
         seen = attended(real, where, self.window)
         turns = rotation(where, head, self.base)

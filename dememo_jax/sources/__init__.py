@@ -9,5 +9,9 @@ from dememo_jax.sources.labelled import Texts, texts
 from dememo_jax.sources.named import classes, is_path, load, load_split
 from dememo_jax.sources.pretrained import decoder
 from dememo_jax.sources.streams import Stream, stream
+from dememo_jax.sources.tokens import Rows, encode, label_tokens, make_tokenizer, read_tokenizer
 
-__all__ = ["KEYS", "Stream", "Texts", "check", "classes", "decoder", "is_path", "load", "load_split", "stream", "texts"]
+__all__ = [
+    "KEYS", "Rows", "Stream", "Texts", "check", "classes", "decoder", "encode", "is_path", "label_tokens", "load", "load_split",
+    "make_tokenizer", "read_tokenizer", "stream", "texts",
+]  # fmt: skip

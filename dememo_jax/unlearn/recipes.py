@@ -33,34 +33,40 @@ def published_sgd(lr: float) -> optax.GradientTransformation:
 # --- exact, and the simplest -------------------------------------------------------------------------------------
 
 
-def retrain(model: Model, tx: Transform = None, *, batch: int = 256, augment: Augment | None = None) -> Unlearner:
+def retrain(
+    model: Model, tx: Transform = None, *, nll: Loss = losses.cross_entropy, batch: int = 256, augment: Augment | None = None
+) -> Unlearner:
     """Exact unlearning: fresh weights, trained on the retain set alone. The reference of every other method.
+
+    nll: the loss, here and below; `losses.label_nll` for a language model's answers (`likelihood.of_labels`).
 
     Published for CIFAR-10 (Unlearn-Sparse): 160 epochs of SGD at 0.1, falling tenfold at 91 and 136, batch 256.
     """
-    return descent(model, tx or published_sgd(0.1), Term("retain"), batch=batch, augment=augment, fresh=True)
+    return descent(model, tx or published_sgd(0.1), Term("retain", 1.0, nll), batch=batch, augment=augment, fresh=True)
 
 
 def finetune(
-    model: Model, tx: Transform = None, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
-) -> Unlearner:
+    model: Model, tx: Transform = None, *, nll: Loss = losses.cross_entropy, batch: int = 256, mode: str = "fit",
+    augment: Augment | None = None,
+) -> Unlearner:  # fmt: skip
     """Descend on the retain set from the trained weights, with a fresh optimiser.
 
     Published for CIFAR-10: 10 epochs, SGD at a constant 0.01 (SoK Table 9: 0.015 or 0.03 at class level), momentum
     0.9, weight decay 5e-4, batch 256, batch norm updated, the training augmentation on.
     """
-    return descent(model, tx or published_sgd(0.01), Term("retain"), batch=batch, mode=mode, augment=augment)
+    return descent(model, tx or published_sgd(0.01), Term("retain", 1.0, nll), batch=batch, mode=mode, augment=augment)
 
 
 def gradient_ascent(
-    model: Model, tx: Transform = None, *, batch: int = 256, mode: str = "fit", augment: Augment | None = None
-) -> Unlearner:
+    model: Model, tx: Transform = None, *, nll: Loss = losses.cross_entropy, batch: int = 256, mode: str = "fit",
+    augment: Augment | None = None,
+) -> Unlearner:  # fmt: skip
     """Climb the loss of the forget set. Nothing holds the rest in place: the learning rate decides everything.
 
     Published for CIFAR-10: 5 epochs over the forget set, SGD at 1e-5 to 2e-4, momentum 0.9, weight decay 5e-4 (which
     still descends), batch 256, batch norm updated on the forget set, the training augmentation on.
     """
-    return descent(model, tx or published_sgd(1e-4), Term("forget", -1.0), batch=batch, mode=mode, augment=augment)
+    return descent(model, tx or published_sgd(1e-4), Term("forget", -1.0, nll), batch=batch, mode=mode, augment=augment)
 
 
 def negative_gradient(
