@@ -15,7 +15,8 @@ PROTECT = README.parent / "docs" / "protect.md"
 UNLEARN = README.parent / "docs" / "unlearn.md"
 AUDIT = README.parent / "docs" / "audit.md"
 SHARPNESS = README.parent / "docs" / "sharpness.md"
-PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT, SHARPNESS)
+TEXT = README.parent / "docs" / "text.md"
+PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT, SHARPNESS, TEXT)
 
 
 def blocks(language, page=README):
@@ -57,6 +58,18 @@ def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     (tmp_path / "reviews.tsv").write_text("a b c d e f g h i j k l\t0\nm n o p q r s t u v w x\t1\n")
     exec(compile(text.replace("found.labels)  # ten", "found.labels, stop=())  # ten"), "protect.md", "exec"), {})
     assert "[[11  0]\n [ 0 11]]" in capsys.readouterr().out
+
+
+def test_python_of_text_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"{who} was {how}\t{label}" for who in "abcdefghij" for label, how in enumerate(("dull, sad", "fun, warm"))]
+    (tmp_path / "reviews.tsv").write_text("\n".join(lines))
+    (code,) = blocks("python", TEXT)
+    exec(compile(code, "text.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert "0 tokens cut from a text at most" in shown
+    assert "accuracy 1.0" in shown
+    assert re.search(r"\[\(0\.002, [01]\.\d+\)\]", shown)
 
 
 def test_python_of_unlearn_runs(capsys):
