@@ -90,7 +90,7 @@ def test_many_models_and_their_null(root, tmp_path):
     assert "nearer to retrained: p-value" in (tmp_path / "a" / "result.json").read_text()
 
 
-@pytest.mark.parametrize("method", ["ssd", "noisy"])
+@pytest.mark.parametrize("method", [pytest.param("ssd", marks=pytest.mark.slow), "noisy"])
 def test_methods_that_unlearn_one_by_one(root, tmp_path, method):
     how = ("--epochs", 1) if method == "noisy" else ()
     forget = ("unlearn", "--run", tmp_path / method, "--from", root / "victim", "--method", method, "--forget-class", 3)

@@ -178,10 +178,12 @@ def test_protect_releases_and_evaluates(tmp_path, capsys):
     assert "against it: gray, mixup" in capsys.readouterr().out
 
 
-MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("ntga", "pil", "ar", "cuda", "random-class")]
+MORE = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("em", "tap", "lock", "ntga", "pil", "ar", "cuda", "random-class")
+]
 
 
-@pytest.mark.parametrize("method", ["em", "tap", "pue", "tue", "lock", *MORE])
+@pytest.mark.parametrize("method", ["pue", "tue", *MORE])
 def test_methods_by_name(method, tmp_path):
     """Those whose arguments the command line makes in a way of its own."""
     few = {

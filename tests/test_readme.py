@@ -23,10 +23,13 @@ def blocks(language, page=README):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
+FEW = (("steps=440", "steps=44"), ("steps=100", "steps=10"), ("draws=500", "draws=100"))
+
+
 def test_python_runs(capsys):
-    """With fewer steps and draws than are written there."""
+    """With fewer steps and draws, and a smaller network, than are written there."""
     (code,) = blocks("python")
-    for usual, few in (("steps=440", "steps=44"), ("steps=100", "steps=10"), ("draws=500", "draws=100")):
+    for usual, few in (*FEW, ("nets.cnn(10)", "nets.cnn(10, (4, 8))")):
         assert usual in code
         code = code.replace(usual, few)
     exec(compile(code, "README.md", "exec"), {})

@@ -152,7 +152,11 @@ def test_methods_are_those_of_the_configuration():
     assert {name for kind in forgetting.KINDS.values() for name in kind.options} == set(forgetting.OPTIONS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# One more of a kind: their recipes and the options of the command line have tests of their own.
+SECOND = ("unsir", "salun", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) if name in SECOND else name for name in METHODS])
 def test_every_method_forgets_what_was_asked(method, root):
     which, how = METHODS[method]
     assert unlearned(root, method) == 0
