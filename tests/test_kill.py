@@ -59,7 +59,8 @@ def outcome(folder, arrays):
         return values, [file[name] for name in file]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# Protection keeps its state as unlearning does.
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s == "protect" else s for s in STAGES])
 def test_killed_and_restarted_ends_bit_for_bit_the_same(stage, root, monkeypatch):
     arguments, arrays = STAGES[stage]
     command = [DEMEMO, *arguments.split()]

@@ -153,7 +153,7 @@ def test_methods_are_those_of_the_configuration():
 
 
 # One more of a kind: their recipes and the options of the command line have tests of their own.
-SECOND = ("unsir", "salun", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
+SECOND = ("unsir", "salun", "scrub", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
 
 
 @pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) if name in SECOND else name for name in METHODS])
