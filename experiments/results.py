@@ -19,8 +19,8 @@ Made by `python experiments/results.py` of the cells in `experiments/results/`. 
 images: whether a finding holds can be seen there, its size cannot, and its numbers never stand in a column with the paper's.
 `cpu`: a residual network of three blocks and eight kernels (beside it a small DenseNet and ViT), 200 training images of each
 class, four classes to forget, scales of unlearning of its own. So small, TUE protects without augmentation only, and where four
-of ten classes are protected, TUE, PUE and OPS hide little (Duc before unlearning). The images are CIFAR-10's, of which 92 in
-60,000 were only to be had as good JPEGs.
+of ten classes are protected, TUE, PUE and OPS hide little (Duc before unlearning); twenty images of a class are too few to be
+learned (Dc after retraining without Du). The images are CIFAR-10's, of which 92 in 60,000 were only to be had as good JPEGs.
 """
 
 SYNERGY = """Whether a perturbation and a method of unlearning help each other: + by at least five points, - harm by as much,

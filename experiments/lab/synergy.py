@@ -68,7 +68,7 @@ def _sign(gain: float) -> str:
     if math.isnan(gain):
         return "."
     gain = round(gain, 4)
-    return ("+" if gain >= LEAST else "-" if gain <= -LEAST else "0") + f" ({100 * gain:+.0f})"
+    return ("+" if gain >= LEAST else "-" if gain <= -LEAST else "0") + f" ({round(100 * gain):+d})"
 
 
 def recovered(found: dict[str, dict]) -> Numbers:
