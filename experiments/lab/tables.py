@@ -158,9 +158,11 @@ def transfer_table(found: dict[str, dict]) -> str:
         for at, upper in enumerate(value["ball"]["upper"]):
             event, gdp = value["events"][2 * at : 2 * at + 2]
             below = sum(row["upper"][at] is not None and row["upper"][at] <= tau for row in sides["run"])
+            known = any(row["upper"][at] is not None for row in sides["reference"])
+            told = [f"{event['successes']} of {event['references']}", percent(event["probability"]),
+                    percent(gdp["probability"]), f"{below} of {len(sides['run'])}"]  # fmt: skip
             lines.append([
-                *name.split("."), f"{event['eta']:g}", f"{event['successes']} of {event['references']}",
-                percent(event["probability"]), percent(gdp["probability"]), f"{below} of {len(sides['run'])}",
+                *name.split("."), f"{event['eta']:g}", *(told if known else ["abstain", "-", "-", "-"]),
                 f"{value['ball']['radius']:.2f}", "abstains" if upper is None else percent(upper), *others,
             ])  # fmt: skip
     return markdown(lines)
