@@ -80,6 +80,7 @@ def task():
     return data.rows(x[keep], labels[keep])
 
 
+@pytest.mark.slow  # the page on text is run, which does as much
 def test_recipes_on_text(task):
     """Training, forgetting, recovery and certificates take it for a classifier; here on an adapter."""
     model = likelihood.of_labels(models.from_linen(NET), ((8,), (9,), (10,)))
