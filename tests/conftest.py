@@ -16,7 +16,7 @@ import pytest
 
 # Whose time is compilation: their programs run a few times, and are not worth optimising.
 QUICK = {
-    "test_adapters", "test_language", "test_likelihood",
+    "test_adapters", "test_labels", "test_language",
     "test_adversarial", "test_audit_cli", "test_augment", "test_certify", "test_contract", "test_curvature", "test_dampening",
     "test_engine", "test_estimates", "test_experiments", "test_landscape", "test_sharpness", "test_sharpness_cli",
     "test_heads", "test_langevin", "test_newton", "test_noisy", "test_objectives", "test_protect", "test_sharded",
