@@ -6,7 +6,6 @@ subspace as it is, where the dimension is small enough for the radius of a ball 
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,5 +66,5 @@ def _added(leaf: Array, adapter: dict[str, Array] | None, scale: Array) -> Array
 
 
 def _zero(key: Key, rows: int, columns: int, rank: int) -> Params:
-    limit: Any = 1 / math.sqrt(rows)
+    limit = 1 / math.sqrt(rows)
     return {"down": jax.random.uniform(key, (rows, rank), minval=-limit, maxval=limit), "up": jnp.zeros((rank, columns))}

@@ -1,5 +1,6 @@
 """A language model that answers with a label, as a Model like any other: tokens of a text -> one logit a label."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -35,11 +36,8 @@ def of_labels(model: Model, labels: Sequence[Sequence[int]], *, pad: int = 0) ->
             return last[:, jnp.asarray(np.ravel(answers))]
         return jnp.stack([_continued(run, x, answer) for answer in answers], axis=1)
 
-    def init(key: Key, x: Array) -> Weights:
-        return model.init(key, x)
-
     def apply(weights: Weights, x: Array) -> Array:
-        return scores(lambda tokens: model.apply(weights, tokens), x)
+        return scores(functools.partial(model.apply, weights), x)
 
     def fit(weights: Weights, x: Array, key: Key) -> tuple[Array, Weights]:
         kept = [weights]
@@ -50,15 +48,19 @@ def of_labels(model: Model, labels: Sequence[Sequence[int]], *, pad: int = 0) ->
 
         return scores(run, x), kept[0]
 
-    return Model(init, apply, fit)
+    return Model(model.init, apply, fit)
 
 
 def _continued(run, x: Array, answer: tuple[int, ...]) -> Array:
-    """[B] log-likelihood of one answer: token t is predicted from the text and the tokens before it."""
-    known = jnp.broadcast_to(jnp.asarray(answer[:-1], x.dtype), (len(x), len(answer) - 1))
-    logits = run(jnp.concatenate([x, known], axis=1))[:, x.shape[1] - 1 :]
-    found = jax.nn.log_softmax(logits.astype(jnp.float32))
+    """[B] log-likelihood of one answer."""
+    found = jax.nn.log_softmax(_along(run, x, answer).astype(jnp.float32))
     return jnp.take_along_axis(found, jnp.asarray(answer)[None, :, None], axis=2)[:, :, 0].sum(axis=1)
+
+
+def _along(run, x: Array, answer: tuple[int, ...]) -> Array:
+    """Logits [B, T, V] of the answer's tokens, each predicted from the text and the tokens before it."""
+    known = jnp.broadcast_to(jnp.asarray(answer[:-1], x.dtype), (len(x), len(answer) - 1))
+    return run(jnp.concatenate([x, known], axis=1))[:, x.shape[1] - 1 :]
 
 
 def generated(model: Model, weights: Weights, x: Array, labels: Sequence[Sequence[int]]) -> Array:
@@ -69,7 +71,6 @@ def generated(model: Model, weights: Weights, x: Array, labels: Sequence[Sequenc
     answers = [tuple(int(token) for token in label) for label in labels]
     found = jnp.full(len(x), -1)
     for number, answer in enumerate(answers):
-        known = jnp.broadcast_to(jnp.asarray(answer[:-1], x.dtype), (len(x), len(answer) - 1))
-        logits = model.apply(weights, jnp.concatenate([x, known], axis=1))[:, x.shape[1] - 1 :]
+        logits = _along(functools.partial(model.apply, weights), x, answer)
         found = jnp.where((logits.argmax(axis=-1) == jnp.asarray(answer)).all(axis=1), number, found)
     return found

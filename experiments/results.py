@@ -117,8 +117,7 @@ def synergies(known: dict[str, dict]) -> str:
 
 def one_preset(root: Path, pictures: Path) -> str:
     full, text = root.name.startswith("paper"), f"\n## Preset {root.name}\n"
-    known = {folder.name: cells.done(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    known = {table: known.get(table, {}) for table in TITLES}
+    known = {table: cells.done(root / table) for table in TITLES}
     for table, found in known.items():
         if not found:
             continue

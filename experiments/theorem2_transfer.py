@@ -107,7 +107,7 @@ def promises(world: World, key, shown, frozen, depths, reached, retained: int) -
         event = certify.transfer_event(rows, tau=how.tau, **budget)
         found += [(eta, event), (eta, certify.transfer_gdp(rows, tau=how.tau, mu=guarantee.mu))]
     centre, rest = frozen[references[0]], references[1:]
-    away = [float(tree.norm(jax.tree.map(lambda a, b: a - b, frozen[who][1], centre[1]))) for who in rest]
+    away = [float(tree.distance(frozen[who][1], centre[1])) for who in rest]
     draws = certify.draw(
         certify.cloud(*centre, shown, keys.named(key, "ball"), sigma=preset.sigma), draws=preset.draws
     )  # fmt: skip

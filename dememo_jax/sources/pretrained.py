@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dememo_jax import nets
+from dememo_jax import nets, tree
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Params, Weights
 
@@ -104,8 +104,7 @@ def _tensors(path: Path) -> dict[str, jax.Array]:
 
 def _shapes(net: nets.Decoder) -> dict[str, tuple[int, ...]]:
     made = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(made)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    return {name: leaf.shape for name, leaf in zip(tree.names(made), jax.tree.leaves(made))}
 
 
 def _place(name: str) -> str:

@@ -21,6 +21,11 @@ def asked(name: str) -> tuple[str, int]:
     return kind, int(label)
 
 
+def class_kind(name: str) -> str:
+    """Whether a cell's class is protected or clean."""
+    return "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
+
+
 def seen_by(world: World, kind: str) -> Dataset:
     """The training images as the victim meets them."""
     training, _ = models.sets_of(world)

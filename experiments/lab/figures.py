@@ -6,7 +6,7 @@ import numpy as np
 
 from dememo_jax.report import Plot
 from lab import tables
-from lab.classes import PROTECTED
+from lab.classes import class_kind
 
 Cells = dict[str, dict]
 
@@ -42,10 +42,9 @@ def recovery(found: Cells) -> Plot:
     curves: dict[str, list] = {}
     largest = max(row["radius"] for cell in found.values() for row in cell["value"])
     for name, cell in found.items():
-        what = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
         for row in cell["value"]:
             if row["radius"] == largest and row["scale"] != "large":
-                curves.setdefault(f"{row['method']}: {what}", []).append(row["accuracy"])
+                curves.setdefault(f"{row['method']}: {class_kind(name)}", []).append(row["accuracy"])
     series = tuple(
         (label, tuple(float(i) for i in range(len(each[0]))), tuple(float(y) for y in np.mean(each, axis=0)))
         for label, each in sorted(curves.items())

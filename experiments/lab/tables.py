@@ -7,7 +7,7 @@ import numpy as np
 from dememo_jax import bounds, sharpness
 from dememo_jax.errors import BadInput
 from lab import findings, synergy
-from lab.classes import PROTECTED
+from lab.classes import class_kind
 
 METHODS = ("Before", "RT", "IF small", "IF large", "FT small", "FT large", "GA small", "GA large")
 
@@ -107,9 +107,8 @@ def recovery_table(found: dict[str, dict]) -> str:
     """A line a network and radius, means over the cells: before the attack, at its best, and other classes at its end."""
     rows: dict[tuple, list[tuple[float, float, float]]] = {}
     for name, cell in found.items():
-        kind = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
         for row in cell["value"]:
-            at = (name.split(".")[0], kind, f"{row['method']} {row['scale']}".strip(), f"{row['radius']:g}")
+            at = (name.split(".")[0], class_kind(name), f"{row['method']} {row['scale']}".strip(), f"{row['radius']:g}")
             rows.setdefault(at, []).append((row["accuracy"][0], max(row["accuracy"]), row["other classes"]))
     head = ["perturbation", "class", "network", "radius", "before", "best of the attack", "other classes at its end", "cells"]
     return markdown([head, *([*at, *(percent(v) for v in np.mean(each, axis=0)), str(len(each))] for at, each in rows.items())])
@@ -119,9 +118,8 @@ def depth_table(found: dict[str, dict]) -> str:
     """The largest certified upper bound over the cells; a radius that any of them abstains at has none."""
     rows: dict[tuple, dict[float, list]] = {}
     for name, cell in found.items():
-        kind = "protected" if int(name.split(".")[1]) < PROTECTED else "clean"
         for row in cell["value"]:
-            bounds = rows.setdefault((name.split(".")[0], kind, f"{row['method']} {row['scale']}".strip()), {})
+            bounds = rows.setdefault((name.split(".")[0], class_kind(name), f"{row['method']} {row['scale']}".strip()), {})
             for one in row["bounds"] or []:
                 bounds.setdefault(one["eta"], []).append(one["upper"])
     etas = sorted({eta for bounds in rows.values() for eta in bounds})
