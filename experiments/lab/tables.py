@@ -92,7 +92,8 @@ def verdicts(rules, ours: dict, theirs: dict | None) -> str:
         mine, paper = rule.sides(ours), None if theirs is None else rule.sides(theirs)
         shown = ["no number" if pair is None else " vs ".join(percent(side) for side in pair) for pair in (paper, mine)]
         holds = "-" if np.isnan(mine).any() else ["no", "yes"][int(round(mine[0] - mine[1], 4) > 0)]
-        rows.append([rule.table, rule.says, *shown, holds])
+        theirs_too = paper is None or paper[0] > paper[1]
+        rows.append([rule.table, rule.says, *shown, holds + ("" if theirs_too else " (the paper's do not)")])
     return markdown(rows)
 
 
