@@ -1,10 +1,12 @@
 """Per-example losses and margins: logits [B, K], labels [B] -> [B]."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from dememo_jax.errors import require
-from dememo_jax.types import Array
+from dememo_jax.types import Array, Loss
 
 
 def _of_label(values: Array, labels: Array) -> Array:
@@ -65,6 +67,23 @@ def sequence_nll(logits: Array, labels: Array) -> Array:
     """-log p of whole sequences in nats, [B]: logits [B, T, V] and labels [B, T], of which negative ones do not count."""
     each = cross_entropy(logits, jnp.maximum(labels, 0))
     return jnp.where(labels >= 0, each, 0.0).sum(axis=-1)
+
+
+def per_token(nll: Loss, lengths: Sequence[int] | None = None) -> Loss:
+    """`nll` over the number of tokens of each answer, [B]: for `label_nll` the `lengths` of the labels' tokens, [K]; for
+    `sequence_nll` the labels that count, one where none does; for classifiers one.
+
+    BadInput for a length below one, and, when called, for lengths where labels are sequences.
+    """
+    require(lengths is None or min(lengths, default=0) >= 1, f"every label needs a token at least, got lengths {lengths}")
+
+    def mean(logits: Array, labels: Array) -> Array:
+        if lengths is not None:
+            require(labels.ndim == 1, f"lengths belong to labels [B], got labels of shape {list(labels.shape)}")
+            return nll(logits, labels) / jnp.asarray(lengths)[labels]
+        return nll(logits, labels) / (1 if labels.ndim == 1 else jnp.maximum((labels >= 0).sum(axis=-1), 1))
+
+    return mean
 
 
 def distillation(temperature: float = 1.0, scale: float | None = None):

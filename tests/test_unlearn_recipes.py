@@ -103,6 +103,11 @@ def preference_slope(w, beta):
     return -nll_slope(w, x, y, 2 * expit(-beta * apart))
 
 
+def simple_slope(w, beta, gamma):
+    x, y = SETS["forget"]
+    return -nll_slope(w, x, y, 2 * expit(gamma - beta * nll(w, x, y)))
+
+
 def neighbours(other):
     """Labels of the forgotten images one step of 0.2 along the sign of the given network's gradient."""
     (x, y), w = SETS["forget"], GIVEN.astype(np.float64)
@@ -138,6 +143,14 @@ BY_HAND = {
         lambda w, t: preference_slope(w, 0.7) + 0.8 * kl_slope(w, GIVEN, RX, 1.0),
     ),
     "npo alone": (unlearn.npo(MODEL, SGD, beta=2.0, retain=0, batch=18), lambda w, t: preference_slope(w, 2.0)),
+    "simnpo": (
+        unlearn.simnpo(MODEL, SGD, beta=1.7, gamma=0.4, forget=0.6, retain=0.8, batch=18),
+        lambda w, t: 0.6 * simple_slope(w, 1.7, 0.4) + of_retain(w, 0.8),
+    ),
+    "simnpo alone": (
+        unlearn.simnpo(MODEL, SGD, beta=2.0, forget=1.0, retain=0, batch=18),
+        lambda w, t: simple_slope(w, 2.0, 0.0),
+    ),
     "scrub": (  # away from the teacher on the forget set in the first round only, then back in every round
         unlearn.scrub(MODEL, SGD, **OBEY),
         lambda w, t: -4 * kl_slope(w, GIVEN, FX, 2.0) if t == 0 else of_retain(w, 0.7) + 0.4 * 4 * kl_slope(w, GIVEN, RX, 2.0),
@@ -378,6 +391,8 @@ def test_steps_of_published_runs():
     assert unlearn.scrub(MODEL, forget_rounds=2).steps(64, 32, 1) == 2
     assert unlearn.npo(MODEL).steps(4500, 45500, 5) == unlearn.finetune(MODEL).steps(4500, 45500, 5) == 5 * 178
     assert unlearn.npo(MODEL, retain=0).steps(4500, 45500, 5) == unlearn.boundary_shrink(MODEL).steps(4500, 45500, 5) == 5 * 18
+    assert unlearn.simnpo(MODEL).steps(4500, 45500, 5) == 5 * 178
+    assert unlearn.simnpo(MODEL, retain=0).steps(4500, 45500, 5) == 5 * 18
     assert unlearn.bad_teacher(MODEL).steps(4500, 45500, 1) == 54  # 53.4
     assert unlearn.random_labels(MODEL, classes=K).steps(4500, 45500, 10) == 10 * (18 + 178)
 

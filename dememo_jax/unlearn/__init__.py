@@ -31,6 +31,7 @@ from dememo_jax.unlearn.recipes import (
     retrain,
     salun,
     scrub,
+    simnpo,
 )
 from dememo_jax.unlearn.rewind import Rewound, keeping, rewind
 
@@ -86,6 +87,7 @@ __all__ = [
     "scrub",
     "sharded",
     "shards",
+    "simnpo",
     "ssd",
     "unsir",
 ]
