@@ -49,16 +49,34 @@ def perturb(data: Dataset, perturbation: Perturbation | None, join: Callable[[Ar
 
     The sign of the noise is kept. (The published code drops all negative noise when it writes the images.) `join` is
     for tables that are not added, such as those of a learnability lock.
+    Tokens are no shades of grey: where x [N, L] is of whole numbers, delta is the difference between the tokens of the
+    changed text and of the given one, whole numbers of the same shape, and nothing is clipped.
+    Outside jit, raises BadInput for noise of a smaller set; always for another shape, and for whole numbers and floats mixed.
     """
     if perturbation is None:
         return data
     check_covers(perturbation, data)
+    tokens = jnp.issubdtype(data.x.dtype, jnp.integer)
+    alike = jnp.issubdtype(perturbation.delta.dtype, jnp.integer) == tokens
+    require(
+        alike,
+        f"noise of type {perturbation.delta.dtype} does not fit data of type {data.x.dtype}: tokens are changed by whole "
+        "numbers, images by floats",
+    )
     shape, image = perturbation.delta.shape[1:], data.x.shape[1:]
-    fits = shape[:-1] == image[:-1] and shape[-1:] in (image[-1:], (1,))
-    require(join is not operator.add or fits, f"noise of shape {list(shape)} does not fit images of shape {list(image)}")
+    fits = shape[:-1] == image[:-1] and shape[-1:] in (image[-1:], *(() if tokens else ((1,),)))
+    what = "tokens" if tokens else "images"
+    require(join is not operator.add or fits, f"noise of shape {list(shape)} does not fit {what} of shape {list(image)}")
     delta = perturbation.delta[perturbation.row[data.index]].astype(data.x.dtype)
     mask = perturbation.mask[data.index].reshape(-1, *[1] * (data.x.ndim - 1))
-    return data._replace(x=jnp.where(mask, jnp.clip(join(data.x, delta), 0.0, 1.0), data.x))
+    joined = join(data.x, delta)
+    return data._replace(x=jnp.where(mask, joined if tokens else jnp.clip(joined, 0.0, 1.0), data.x))
+
+
+def joined(*parts: Dataset) -> Dataset:
+    """One full set of several, one after another, numbered anew."""
+    x, y = (jnp.concatenate([getattr(part, name) for part in parts]) for name in ("x", "y"))
+    return Dataset(x, y, jnp.arange(len(y), dtype=jnp.int32))
 
 
 # --- batches -----------------------------------------------------------------------------------------------------

@@ -14,11 +14,14 @@ from dememo_jax.types import Apply, Array, Dataset, Params
 
 # Numbers in one image batch: 100 CIFAR images on CPU, where larger ones leave the cache, and 2,048 elsewhere.
 CPU, OTHER = 100 * 3072, 2048 * 3072
+# Tokens in one batch of texts: a decoder has a logit for each word of its vocabulary at every one of them.
+CPU_TOKENS, OTHER_TOKENS = 2**12, 2**14
 
 
 def batch_size(x: Array) -> int:
-    """How many of the images [N, ...] to evaluate at once when nobody says."""
-    numbers = CPU if jax.default_backend() == "cpu" else OTHER
+    """How many of the images [N, ...], or of the rows of tokens [N, L], to evaluate at once when nobody says."""
+    tokens, cpu = jnp.issubdtype(x.dtype, jnp.signedinteger), jax.default_backend() == "cpu"
+    numbers = (CPU_TOKENS if cpu else OTHER_TOKENS) if tokens else CPU if cpu else OTHER
     return max(1, min(len(x), numbers // max(1, math.prod(x.shape[1:]))))
 
 

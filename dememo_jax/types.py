@@ -21,7 +21,7 @@ Loss = Callable[[Array, Array], Array]  # logits [B, K], labels [B] -> [B]
 class Dataset(NamedTuple):
     """Examples, or a batch of them: the same type. `index` is each example's place in the full set."""
 
-    x: Array  # [N, ...] float in [0, 1]
+    x: Array  # [N, ...] float in [0, 1], or tokens [N, L] int32
     y: Array  # [N] int32
     index: Array  # type: ignore[assignment]  # [N] int32; hides tuple.index, which nobody asks of data
 
@@ -30,10 +30,10 @@ class Perturbation(NamedTuple):
     """What is added to protected examples: `clip(x + delta[row], 0, 1)` where `mask`, else `x`.
 
     Sample-wise noise has one row an example, class-wise noise one row a class. Amplitude 1 overwrites: it
-    saturates a pixel in [0, 1] whatever stood there.
+    saturates a pixel in [0, 1] whatever stood there. Of a text it is the difference of its tokens, added unclipped.
     """
 
-    delta: Array  # [R, ...] float
+    delta: Array  # [R, ...] float, of tokens int32
     row: Array  # [N] int32, the row of delta that belongs to each example
     mask: Array  # [N] bool, which examples are protected
 

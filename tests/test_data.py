@@ -119,6 +119,38 @@ def test_perturb_without_a_perturbation():
     assert sets.perturb(DATA, None) is DATA
 
 
+TOKENS = sets.rows(RANDOM.integers(1, 900, (N, 7)), LABELS)
+
+
+def test_perturb_on_tokens_adds_whole_numbers_and_clips_nothing():
+    changed = RANDOM.integers(0, 900, (N, 7)).astype(np.int32)
+    mask, at = np.arange(N) % 3 != 1, np.array([8, 1, 1, 0, 6])
+    noise = Perturbation(changed - np.asarray(TOKENS.x), np.arange(N), mask)
+    found = jax.jit(sets.perturb)(sets.take(TOKENS, at), noise)
+    np.testing.assert_array_equal(found.x, np.where(mask[:, None], changed, TOKENS.x)[at])
+    assert found.x.dtype == np.int32
+    np.testing.assert_array_equal(found.index, at)
+
+
+def test_perturb_refuses_noise_of_another_type_or_width():
+    row, mask = jnp.arange(N), jnp.ones(N, bool)
+    with pytest.raises(BadInput, match="float32 does not fit data of type int32"):
+        sets.perturb(TOKENS, Perturbation(jnp.zeros((N, 7)), row, mask))
+    with pytest.raises(BadInput, match="int32 does not fit data of type float32"):
+        sets.perturb(DATA, Perturbation(jnp.zeros((N, 4, 3, 2), jnp.int32), row, mask))
+    for width in (1, 8):  # one token for all places is no gray
+        with pytest.raises(BadInput, match="does not fit tokens"):
+            sets.perturb(TOKENS, Perturbation(jnp.zeros((N, width), jnp.int32), row, mask))
+
+
+def test_joined_sets_are_numbered_anew():
+    two = sets.joined(sets.select(TOKENS, LABELS == 1), TOKENS)
+    assert two.x.dtype == np.int32
+    np.testing.assert_array_equal(two.index, np.arange(3 + N))
+    np.testing.assert_array_equal(two.y, [1, 1, 1, *LABELS])
+    np.testing.assert_array_equal(two.x[3:], TOKENS.x)
+
+
 # --- masks -------------------------------------------------------------------------------------------------------
 
 

@@ -78,3 +78,28 @@ def test_refused_beside_content(tmp_path):
         sources.texts(tmp_path / "none.tsv")
     with pytest.raises(BadInput, match="line 2: unknown label '1'; there are 0, 2"):
         sources.texts(written(tmp_path, "a.tsv", tsv((("a", "0"), ("b", "1")))), names=("0", "2"))
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "b.jsonl"])
+def test_rewritten_keeps_all_but_the_texts(tmp_path, name):
+    lines = [{"id": i, "sentence": text, "label": int(label)} for i, (text, label) in enumerate(ROWS)]
+    objects = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    content = tsv(ROWS, "sentence\tlabel\n").replace("\n", "\r\n") if name == "a.tsv" else objects
+    path = written(tmp_path, name, content)
+    assert sources.is_texts(name)
+    assert sources.is_path(name)
+    new = [f"dreadful {text} \u00e9" for text, _ in ROWS]
+    again = sources.rewritten(path, new)
+    path.write_text(again, encoding="utf-8")
+    found = sources.texts(path)
+    assert found.texts == tuple(new)
+    assert found.labels.tolist() == [1, 0, 0]
+    assert again.replace("dreadful ", "").replace(" \u00e9\t", "\t").replace(' \u00e9"', '"') == content.replace("\r", "")
+    with pytest.raises(BadInput, match="holds 3 texts, not 2"):
+        sources.rewritten(path, new[:2])
+
+
+def test_rewritten_refuses_what_is_no_line(tmp_path):
+    path = written(tmp_path, "a.tsv", tsv(ROWS))
+    with pytest.raises(BadInput, match="line 2: a text with a tab"):
+        sources.rewritten(path, ["a", "b\tc", "d"])

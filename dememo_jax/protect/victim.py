@@ -13,11 +13,11 @@ import numpy as np
 from dememo_jax import augment as augments
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax import keys, loop, models, projected, train
+from dememo_jax import keys, loop, losses, models, projected, train
 from dememo_jax.errors import require
 from dememo_jax.protect.countermeasures import Countermeasure
 from dememo_jax.train import Augment, Optimiser
-from dememo_jax.types import Dataset, Key, Method, Model, Perturbation, Weights
+from dememo_jax.types import Dataset, Key, Loss, Method, Model, Perturbation, Weights
 
 VICTIM_SGD = partial(train.clipped_sgd, 0.1, 0.9, 5e-4)
 
@@ -41,8 +41,9 @@ class Outcome:
 
 @functools.lru_cache(maxsize=64)
 def learner(
-    model: Model, tx: Optimiser, steps: int, *, augment: Augment | None = None, against: Countermeasure | None = None
-) -> Method:
+    model: Model, tx: Optimiser, steps: int, *, augment: Augment | None = None, against: Countermeasure | None = None,
+    loss: Loss = losses.cross_entropy,
+) -> Method:  # fmt: skip
     """Training with a countermeasure: its augmentation follows `augment`; what it prepares is not done here.
 
     The same arguments give the same object, so that victims of one kind share compiled programs.
@@ -52,6 +53,7 @@ def learner(
     return train.sgd(
         model,
         train.optimiser(tx, steps),
+        loss=loss,
         augment=augments.compose(*looks) if len(looks) > 1 else looks[0] if looks else None,
         adversary=None if against.adversary is None else against.adversary(model),
         mix=against.mix,

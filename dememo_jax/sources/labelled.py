@@ -22,6 +22,11 @@ class Texts:
     names: tuple[str, ...]
 
 
+def is_texts(name: str) -> bool:
+    """Whether the data set of that name is a file of labelled texts."""
+    return Path(name).suffix in SUFFIXES
+
+
 def texts(path: str | Path, *, names: Sequence[str] | None = None) -> Texts:
     """The texts of a file in UTF-8, in its order.
 
@@ -51,6 +56,26 @@ def texts(path: str | Path, *, names: Sequence[str] | None = None) -> Texts:
         require(label in of, f"{path.name}, line {line}: unknown label {label!r}; there are {', '.join(names)}")
     labels = np.array([of[label] for _, _, label in rows], np.int32)
     return Texts(tuple(text for _, text, _ in rows), labels, tuple(names))
+
+
+def rewritten(path: str | Path, texts: Sequence[str]) -> str:
+    """The content of a file that `texts` reads with other texts, in their order; the rest as it stands, but for \\r\\n.
+
+    Raises BadInput for another number of texts than the file has, and for a text that a line of `.tsv` cannot hold.
+    """
+    path = Path(path)
+    lines, tsv = path.read_text(encoding="utf-8").split("\n"), path.suffix == ".tsv"
+    places = [number - 1 for number, _, _ in (_tsv if tsv else _jsonl)(path.name, lines)]
+    require(len(places) == len(texts), f"{path.name} holds {len(places)} texts, not {len(texts)}")
+    for place, text in zip(places, texts):
+        if tsv:
+            require(not set("\t\n") & set(text), f"{path.name}, line {place + 1}: a text with a tab or a line break is no line")
+            lines[place] = f"{text}\t{lines[place].split(chr(9), 1)[1]}"
+        else:
+            found = json.loads(lines[place])
+            field = next(name for name in FIELDS if name in found)
+            lines[place] = json.dumps({**found, field: text}, ensure_ascii=False)
+    return "\n".join(lines)
 
 
 def _tsv(name: str, lines: list[str]) -> Iterator[tuple[int, str, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from dememo_jax import data as sets
 from dememo_jax.errors import require
 from dememo_jax.sources import arrays, folder, prepared
+from dememo_jax.sources.labelled import is_texts
 from dememo_jax.sources.splits import Split, gather, require_memory
 from dememo_jax.types import Dataset
 
@@ -56,7 +57,7 @@ def is_path(name: str) -> bool:
     """Whether the data set of that name is a file or a folder of the user's."""
     path = Path(name)
     inside = "/" in name or (path / "train").is_dir()
-    return path.suffix == ".npz" or path.is_absolute() or name.startswith(".") or (path.is_dir() and inside)
+    return path.suffix == ".npz" or is_texts(name) or path.is_absolute() or name.startswith(".") or (path.is_dir() and inside)
 
 
 def opened(name: str, data_dir: str | Path | None, side: int | None) -> tuple[Split, Split]:
