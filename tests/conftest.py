@@ -16,7 +16,7 @@ import pytest
 
 # Whose time is compilation: their programs run a few times, and are not worth optimising.
 QUICK = {
-    "test_adapters", "test_labels", "test_language",
+    "test_adapters", "test_labels", "test_language", "test_simnpo",
     "test_adversarial", "test_audit_cli", "test_augment", "test_certify", "test_contract", "test_curvature", "test_dampening",
     "test_engine", "test_estimates", "test_experiments", "test_landscape", "test_sharpness", "test_sharpness_cli",
     "test_heads", "test_langevin", "test_newton", "test_noisy", "test_objectives", "test_protect", "test_sharded",
@@ -26,8 +26,8 @@ QUICK = {
 LONG = (
     "test_cli", "test_kill", "test_readme", "test_unlearn_cli", "test_audit_cli", "test_processes", "test_contract",
     "test_golden",
-    "test_recipes", "test_devices", "test_engine", "test_certify", "test_augment", "test_shortcut", "test_draws",
-    "test_sharpness", "test_sharpness_cli", "test_estimates",
+    "test_recipes", "test_devices", "test_sharding", "test_engine", "test_certify", "test_augment", "test_shortcut",
+    "test_draws", "test_sharpness", "test_sharpness_cli", "test_estimates",
 )  # fmt: skip
 
 

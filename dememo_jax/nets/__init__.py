@@ -1,7 +1,7 @@
 """Reference networks as Linen modules; `models.from_linen` makes a Model of each."""
 
 from dememo_jax.nets.densenet import DenseNet, densenet121
-from dememo_jax.nets.language import Decoder
+from dememo_jax.nets.language import Decoder, decoder_cuts
 from dememo_jax.nets.plain import CNN, MLP, cnn, mlp
 from dememo_jax.nets.resnet import BasicBlock, Bottleneck, ResNet, SqueezeBlock, resnet18, resnet50, senet18
 from dememo_jax.nets.vit import ViT, vit_tiny
@@ -17,6 +17,7 @@ __all__ = [
     "SqueezeBlock",
     "ViT",
     "cnn",
+    "decoder_cuts",
     "densenet121",
     "mlp",
     "resnet18",

@@ -20,6 +20,9 @@ class Decoder(nn.Module):
     remat: recompute blocks in the backward pass instead of keeping their activations. dtype: of the arithmetic, with
     parameters in float32; norms, rotations and softmax are in float32.
 
+    last: logits of the last so many positions only, [B, last, vocab]: where only what follows a text is asked for, the head,
+    which is most of a small network, need not run over the text. None: all of them.
+
     pad: the token that fills rows up on the left or on the right, which makes the padding mask: it is never attended to, and
     positions count the other tokens only. Raises BadInput, while tracing, for widths that do not divide, or tokens that are
     no whole numbers.
@@ -37,6 +40,7 @@ class Decoder(nn.Module):
     base: float = 10_000.0
     epsilon: float = 1e-5
     pad: int = 0
+    last: int | None = None
     remat: bool = False
     dtype: Any = None
 
@@ -57,10 +61,26 @@ class Decoder(nn.Module):
         for i in range(self.depth):
             how = (self.heads, self.key_heads, head, self.hidden, self.epsilon, self.dtype)
             x = block(*how, name=f"block_{i}")(x, seen, turns)
+        x = x if self.last is None else x[:, -self.last :]
         x = nn.RMSNorm(self.epsilon, dtype=jnp.float32, name="norm")(x)
         if self.tied:
             return embed.attend(x.astype(embed.dtype or jnp.float32)).astype(jnp.float32)
         return _dense(self.vocab, self.dtype, "head")(x).astype(jnp.float32)
+
+
+def decoder_cuts(net: Decoder, parts: int) -> tuple[tuple[str, int], ...]:
+    """How the weights of a decoder are cut over `parts` devices, by name and dimension, for `mesh.sharded` and `mesh.placed`.
+
+    As Shoeybi et al. 2019 (Megatron, arXiv 1909.08053): queries, keys, values and the gated layer by columns, so that a device
+    has whole heads; what follows them by rows, so that one sum over the devices ends each half of a block; embedding and head
+    by tokens of the vocabulary. Norms are not named, so they are copied. An adapter's `up` and `down` (`adapters.lora`) are cut
+    where they meet a cut matrix, so that what they add is made where it is added.
+    Raises BadInput when the heads, or the key heads that they share, do not divide.
+    """
+    for count, what in ((net.heads, "heads"), (net.key_heads, "key heads")):
+        require(parts >= 1 and count % parts == 0, f"{count} {what} do not divide over {parts} devices")
+    columns, rows = r"(^|/)(query|key|value|gate|up|head)/kernel(/up)?$", r"(^|/)(out|down)/kernel(/down)?$"
+    return (columns, 1), (rows, 0), (r"(^|/)embed/embedding(/down)?$", 0)
 
 
 class Block(nn.Module):

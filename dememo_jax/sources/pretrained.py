@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dememo_jax import nets, tree
 from dememo_jax.errors import BadInput, require
@@ -22,12 +24,17 @@ _INNER = {
 }  # fmt: skip
 
 
-def decoder(folder: str | Path, *, dtype: Any = jnp.float32, **how: Any) -> tuple[nets.Decoder, Weights]:
+def decoder(
+    folder: str | Path, *, dtype: Any = jnp.float32, place: Callable[[str, np.ndarray], jax.Array] | None = None, **how: Any
+) -> tuple[nets.Decoder, Weights]:
     """The network and the weights of a released model: `models.from_linen(net)` makes a Model of the first.
 
     folder: of a model of the families Llama and Mistral: config.json and model.safetensors, or several of them under an
     index. Nothing is unpickled and nothing is downloaded. dtype: of the parameters in memory. how: what `nets.Decoder` is to
     have otherwise: `dtype` of the arithmetic goes by `net.clone(dtype=...)`, remat=True here.
+    place(name, tensor): where a parameter is to lie, such as `partial(mesh.placed, over=..., cuts=...)`; it is called for one
+    tensor after the other, on the host and in its dtype already, under the name it has in the network (`block_0/out/kernel`),
+    so that neither a device nor the host ever holds more than its part of the model and one tensor. Default: one device.
     Raises BadInput for a folder or file that is not there, another family, what the network does not have (scaled rotary
     positions, biases, another activation), and, naming the first, tensors that are missing, too many, or of other shapes.
     """
@@ -36,7 +43,7 @@ def decoder(folder: str | Path, *, dtype: Any = jnp.float32, **how: Any) -> tupl
     wanted = _shapes(net)
     found: dict[str, jax.Array] = {}
     for file in _files(folder):
-        for name, value in _tensors(file).items():
+        for name, value in _tensors(file):
             if name.endswith("rotary_emb.inv_freq") or (net.tied and name == "lm_head.weight"):
                 continue  # computed here; the same as the embedding
             at = _place(name)
@@ -46,7 +53,8 @@ def decoder(folder: str | Path, *, dtype: Any = jnp.float32, **how: Any) -> tupl
                 value.shape == wanted[at],
                 f"{file.name}: tensor {name!r} is {_told(value.shape, at)}, config.json asks for {_told(wanted[at], at)}",
             )
-            found[at] = value.astype(dtype)
+            value = np.ascontiguousarray(value, dtype)
+            found[at] = jnp.asarray(value) if place is None else place(at, value)
     missing = [at for at in wanted if at not in found]
     require(not missing, f"{folder.name}: no tensor for {missing[:1]} ({len(missing)} of {len(wanted)} are missing)")
     return net, Weights(_nested(found), {})
@@ -92,14 +100,17 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _tensors(path: Path) -> dict[str, jax.Array]:
+def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and tensors, one read after the other has been taken."""
     import safetensors
-    from safetensors.flax import load_file
 
     try:
-        return load_file(path)
+        file = safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
         raise BadInput(f"{path}: not a safetensors file, or cut short ({error})") from None
+    with file:
+        for name in file.keys():  # noqa: SIM118, it is no mapping
+            yield name, file.get_tensor(name)
 
 
 def _shapes(net: nets.Decoder) -> dict[str, tuple[int, ...]]:
