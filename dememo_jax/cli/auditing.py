@@ -40,7 +40,8 @@ def audit_model(config: Audit) -> dict:
         values |= part.values
     summary = f"{case.target.name}: {'; '.join(part.said for part in parts if part.said)}"
     tables, plots = (tuple(item for part in parts for item in getattr(part, name)) for name in ("tables", "plots"))
-    return runs.finish(config.run, described, values, [Section(f"audit: {config.run.name}", summary, tables, plots)], started)
+    section = case.base.told(Section(f"audit: {config.run.name}", summary, tables, plots))
+    return runs.finish(config.run, described, values, [section], started)
 
 
 def _case(config: Audit) -> tuple[Case, dict[str, str]]:

@@ -29,7 +29,8 @@ def make(job: Job) -> tuple[CertifiedMethod, dict[str, Any]]:
     unlearn.check_network(job.base.model, job.base.weights, job.base.train.x[:1])
     known: dict[str, Any] = {"clip_init": job.get("clip_init", 0.01), "comparator": config.comparator}
     numbers: dict[str, Any] = {"epsilon": epsilon, "delta": config.delta, "steps": steps, **known}
-    often: dict[str, Any] = {"batch": job.batch, "augment": lineage.augmentation(job.base.trained["augment"])}
+    augment = lineage.augmentation(job.base.trained["augment"])
+    often: dict[str, Any] = {"batch": job.batch, "augment": augment, "loss": job.base.loss}
     moves: dict[str, Any] = {"lr": job.lr, "weight_decay": job.get("noise_decay", 0.0)}
     if config.method == "noisy":
         moves |= {"clip_grad": job.get("clip_grad", 1.0)}

@@ -113,7 +113,7 @@ def pool_masks(case, count: int, fresh: int) -> np.ndarray:
 def pool_scores(case, key: Key, pool: Dataset, masks: np.ndarray, strangers: Dataset) -> np.ndarray:
     config = _training(case)
     method = victims.learner(config, case.base, int(masks[0].sum()))
-    shown = sets.make(jnp.concatenate([pool.x, strangers.x]), jnp.concatenate([pool.y, strangers.y]))
+    shown = sets.joined(pool, strangers)
     outputs = {"scores": lambda group: _score(case, config, group, shown)}
     return _kept(case, f"shadows {case.config.run.name}", key, method, pool, masks, config, outputs, len(shown.y))["scores"]
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from dememo_jax.cli.flags import (
+    REGTEXT,
+    TEXT,
     Attack,
     Augmentation,
     Comparator,
@@ -19,29 +21,32 @@ from dememo_jax.cli.flags import (
     Optimizer,
     Perturb,
     Precision,
+    RegText,
     Schedule,
+    Text,
 )
 from dememo_jax.cli.questions import Audit, Certify, Join, Sharpness
 
 __all__ = [
-    "COMMANDS", "Attack", "Audit", "Augmentation", "Certify", "Comparator", "Counter", "Forget", "Join", "Net", "Perturb",
-    "Protect", "Quickstart", "Report", "Sharpness", "Sisa", "Train", "Unlearn",
+    "COMMANDS", "REGTEXT", "TEXT", "Attack", "Audit", "Augmentation", "Certify", "Comparator", "Counter", "Forget", "Join",
+    "Net", "Perturb", "Protect", "Quickstart", "RegText", "Report", "Sharpness", "Sisa", "Text", "Train", "Unlearn",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Protect:
-    """Make data unlearnable: perturb the training images before they are released."""
+    """Make data unlearnable: perturb the training images, or texts, before they are released."""
 
     run: Folder
     """Run folder: configuration, checkpoints, release, result. Started again, the same command goes on where it stopped."""
     method: Perturb = "ue-s"
     """Error-minimizing: ue-s, ue-c, em, gray, aue, rem, sem, lock. Against a clean surrogate: tap, tap-untargeted, hypo, sep,
     entf-push, entf-pull, clog, pil. Features: tue, tue-paper, mi. Certified surrogate: pue. Kernel: ntga. Without gradients:
-    ops, lsp, ar, cuda. Controls: random, random-class."""
+    ops, lsp, ar, cuda. Controls: random, random-class. For texts: regtext."""
     data: str = "digits"
     """digits, a TFDS name such as cifar10, a path to an .npz with x_train, y_train, x_test, y_test, or to a folder of images,
-    train/CLASS/ and test/CLASS/ or val/CLASS/."""
+    train/CLASS/ and test/CLASS/ or val/CLASS/. Texts: a .tsv (text and label) or .jsonl with "train" in its name, and the
+    test texts in the file beside it, "test" in the place of "train"."""
     data_dir: Path | None = None
     """Where TFDS data sets lie."""
     side: int | None = None
@@ -72,7 +77,7 @@ class Protect:
     sharpness: float = 0.0
     """Take gradients at worst-case weights, this far away in l2 (SAPA)."""
     model: Net = "cnn"
-    """Surrogate network."""
+    """Surrogate network, and the network of victims; for texts decoder, of victims alone."""
     batch: int | None = None
     """Default as published (512 or 128); on digits 64."""
     learner_steps: int | None = None
@@ -87,6 +92,8 @@ class Protect:
     """Epochs of the victims of --evaluate."""
     victim_augment: Augmentation = "none"
     """Augmentation of the victims of --evaluate."""
+    text: Text = TEXT
+    regtext: RegText = REGTEXT
     seed: int = 0
     checkpoint_seconds: float = 20.0
     """Least time between checkpoints."""
@@ -111,14 +118,15 @@ class Train:
     protected_classes: tuple[int, ...] = ()
     """Use the perturbation on these classes only; none means all that the protect run covers."""
     model: Net = "cnn"
+    """decoder, for texts: two blocks of width 64, trained from nothing to write the label after the text."""
     epochs: int = 20
     batch: int = 64
-    optimizer: Optimizer = "sgd"
-    """sgd clips the gradient at norm 5; adamw decays all parameters, apart from the gradient."""
+    optimizer: Optimizer | None = None
+    """sgd clips the gradient at norm 5; adamw decays all parameters, apart from the gradient. Default sgd, of decoder adamw."""
     schedule: Schedule = "cosine"
     """Of the learning rate: cosine falls to zero, step tenfold after half and three quarters of the run."""
     lr: float | None = None
-    """Peak learning rate. Default 0.1, of adamw 3e-4."""
+    """Peak learning rate. Default 0.1, of adamw 3e-4, of decoder and adamw 1e-3."""
     momentum: float = 0.9
     """Of sgd; of adamw's mean gradient."""
     weight_decay: float | None = None
@@ -135,6 +143,7 @@ class Train:
     """A control: deal the labels out at random."""
     every: int | None = None
     """Keep the weights after every so many epochs, and the last, for `dememo sharpness`."""
+    text: Text = TEXT
     seed: int = 0
     checkpoint_seconds: float = 20.0
 
@@ -246,10 +255,10 @@ class Sisa:
     epochs: int = 20
     """What each network would train on all of its shard; the stages share out as many example passes."""
     batch: int = 64
-    optimizer: Optimizer = "sgd"
+    optimizer: Optimizer | None = None
     """As in train, at a constant rate."""
     lr: float | None = None
-    """Learning rate. Default 0.1, of adamw 3e-4."""
+    """Learning rate. Default as in train."""
     momentum: float = 0.9
     weight_decay: float | None = None
     """Default 5e-4, of adamw 0.05."""
@@ -266,6 +275,7 @@ class Sisa:
     """Indices of training examples to delete."""
     delete_index: Annotated[Path | None, arg(metavar="FILE")] = None
     """More of them: a .npy of indices or with a boolean mask [N], or a text file with one index a line."""
+    text: Text = TEXT
     seed: int = 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class Job:
         how = {"batch": self.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
         if recipe is not unlearn.retrain:
             how["mode"] = self.config.statistics
+        if self.base.language is not None and "nll" in inspect.signature(recipe).parameters:
+            how["nll"] = self.base.loss  # the others compare the labels with each other
         return lineage.method(recipe, self.base.trainee, transform or self.usual(), **how)
 
 
@@ -166,6 +169,7 @@ class Kind(NamedTuple):
     family: str = "descent"  # or "step" or "certified"
 
 
+PICTURED = ("boundary-shrink", "boundary-expand", "unsir")  # what they do is done to pixels, or with one class more
 ADAM = ("scrub", "bad-teacher")  # as published, whatever the victim was trained by
 _CERTIFIED = ("epsilon", "delta", "comparator", "clip_init", "centre", "noise_seed")
 

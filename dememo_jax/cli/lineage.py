@@ -5,21 +5,21 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import augment, checkpoint, evaluate, models, nets, sources
+from dememo_jax import augment, checkpoint, evaluate, losses, models, nets, report, sources
 from dememo_jax import data as sets
 from dememo_jax import train as training
 from dememo_jax.augment import Augment
-from dememo_jax.cli import console, runs
-from dememo_jax.cli.configs import Sisa, Train
+from dememo_jax.cli import console, runs, texts
+from dememo_jax.cli.configs import TEXT, Sisa, Text, Train
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Apply, Array, Dataset, Model, Params, Perturbation, Weights
+from dememo_jax.types import Apply, Array, Dataset, Loss, Model, Params, Perturbation, Weights
 
 NOISE, WEIGHTS, FORGET, EPOCHS = "perturbation.npz", "weights", "forget.npy", "epochs"
 
@@ -32,10 +32,28 @@ class Known:
     test: Dataset
     classes: int
     digest: str  # of the arrays, or of the run that this comes from
+    language: texts.Language | None = None  # where the examples are texts
 
     def model_of(self, name: str, outputs: int | None = None, precision: str = "float32") -> Model:
-        """The network of that name for images of this size, with an output a class where nothing else is said."""
+        """The network of that name for images of this size, with an output a class where nothing else is said; or for texts.
+
+        BadInput for a network of the other kind.
+        """
+        if self.language is not None:
+            require(name == DECODER, f"{name} is a network for images; for texts give --model decoder")
+            require(outputs in (None, self.classes), "a decoder answers with the labels that there are, and no others")
+            return texts.network(self.language, precision)
+        require(name != DECODER, f"decoder is a network for texts, a .tsv or .jsonl; {self.name} has images")
         return model(name, self.classes if outputs is None else outputs, self.test.x.shape[1:-1], precision)
+
+    @property
+    def loss(self) -> Loss:
+        """What networks are trained by: of a text the likelihood of the label among all tokens, so that it is also written."""
+        return losses.cross_entropy if self.language is None else losses.label_nll
+
+    def told(self, section: report.Section) -> report.Section:
+        """The section, in the words for this kind of data."""
+        return section if self.language is None else texts.told(section)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +118,7 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "vit-tiny": nets.vit_tiny,
 }
 STEMMED = ("resnet18", "resnet50", "densenet121", "senet18")
+DECODER = "decoder"
 LARGE = 96  # pixels of the shorter side, from which networks are those for 224 x 224
 
 
@@ -135,15 +154,26 @@ def augmentation(name: str) -> Augment | None:
     return augment.compose(*parts[name]) if parts[name] else None
 
 
-def rates(config: Train | Sisa) -> tuple[float, float]:
-    """Learning rate and weight decay: as asked, or as the SoK has them for the optimizer on CIFAR-10."""
-    lr, decay = {"sgd": (0.1, 5e-4), "adamw": (3e-4, 0.05)}[config.optimizer]
-    return lr if config.lr is None else config.lr, decay if config.weight_decay is None else config.weight_decay
+Trainer = TypeVar("Trainer", bound=Train | Sisa)
+
+
+def settled(config: Trainer) -> Trainer:
+    """With an optimizer, a learning rate and a weight decay: as asked, or as the SoK has them on CIFAR-10.
+
+    The decoder is small and trained from nothing: AdamW, at a rate above the SoK's.
+    """
+    decoder = config.model == DECODER
+    name = config.optimizer or ("adamw" if decoder else "sgd")
+    lr, decay = {"sgd": (0.1, 5e-4), "adamw": (1e-3 if decoder else 3e-4, 0.05)}[name]
+    lr, decay = lr if config.lr is None else config.lr, decay if config.weight_decay is None else config.weight_decay
+    return dataclasses.replace(config, optimizer=name, lr=lr, weight_decay=decay)
 
 
 def optimiser(config: Train | Sisa, schedule: str, steps: int = 1) -> optax.GradientTransformation:
-    lr, decay = rates(config)
-    return training.usual(config.optimizer, schedule, lr, config.momentum, decay, steps)
+    """The transform of a configuration, `settled` or not."""
+    known = settled(config)
+    lr, decay = known.lr or 0.0, known.weight_decay or 0.0
+    return training.usual(known.optimizer or "", schedule, lr, config.momentum, decay, steps)
 
 
 @functools.lru_cache
@@ -156,8 +186,14 @@ def method(recipe: Callable[..., Any], net: Model, transform: optax.GradientTran
 
 
 @functools.lru_cache(maxsize=4)
-def clean(name: str, data_dir: Path | None, side: int | None = None) -> Source:
-    """The data set that everything starts from."""
+def clean(name: str, data_dir: Path | None, side: int | None = None, text: Text = TEXT) -> Source:
+    """The data set that everything starts from: images, or the texts of a `.tsv` or `.jsonl`."""
+    if sources.is_texts(name):
+        require(data_dir is None, "--data-dir is where TFDS data sets lie: leave it away with texts")
+        require(side is None, "--side resizes images: leave it away with texts")
+        train, test, language, digest = texts.read(name, text)
+        return Source(name=name, train=train, test=test, classes=len(language.train.names), digest=digest, language=language)
+    require(text == TEXT, f"--text.* are the settings of texts, a .tsv or .jsonl; {name} has images")
     train, test = sources.load(name, data_dir, side=side)
     digest = runs.digest(train.x, train.y, test.x, test.y)
     return Source(name=name, train=train, test=test, classes=sources.classes(train), digest=digest)
@@ -176,6 +212,11 @@ def protected(folder: Path) -> Source:
     with np.load(folder / NOISE, allow_pickle=False) as noise:
         perturbation = Perturbation(*(jnp.asarray(noise[name]) for name in Perturbation._fields))
     return dataclasses.replace(clean(*_located(folder, config)), perturbation=perturbation, digest=digest)
+
+
+def save(path: Path, perturbation: Perturbation) -> None:
+    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in perturbation._asdict().items()}
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -> Trained:
@@ -219,9 +260,16 @@ def narrowed(base: Source, classes: Any) -> Perturbation | None:
     return base.perturbation._replace(mask=mask)
 
 
-def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None]:
+def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None, Text]:
     name, where = config["data"], config["data_dir"]
-    return str(folder / name) if sources.is_path(name) else name, folder / where if where else None, config.get("side")
+    path, text = str(folder / name) if sources.is_path(name) else name, runs.wording(folder, config)
+    return path, folder / where if where else None, config.get("side"), text
+
+
+def keep_tokenizer(folder: Path, base: Known) -> None:
+    """The run folder holds the tokenizer that its weights or its perturbation belong to; of images nothing."""
+    if base.language is not None:
+        report.write_atomic(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
 
 
 def _weights(folder: Path, net: Model, base: Source) -> Weights:

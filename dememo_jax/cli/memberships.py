@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import audit, bounds, evaluate, keys
@@ -10,7 +9,6 @@ from dememo_jax import data as sets
 from dememo_jax.cli import cohorts, lineage
 from dememo_jax.cli.parts import REFERENCE, THIS, Part, limits, models_of
 from dememo_jax.report import Cell, Plot, Table
-from dememo_jax.types import Dataset
 
 FPRS = (0.01, 0.001)
 SIDES = {"familiar": 1, "strange": -1}
@@ -166,7 +164,7 @@ def with_shadows(case) -> list[Part]:
     base, key = case.base, keys.named(case.key, "pool")
     tested = np.asarray(base.test.y)
     joined = np.arange(len(tested)) % 2 == 0  # unseen by the models in question, seen by some shadows; the others are strangers
-    pool = _joined(base.seen, sets.select(base.test, joined))
+    pool = sets.joined(base.seen, sets.select(base.test, joined))
     strangers = sets.select(base.test, ~joined)
     masks = cohorts.pool_masks(case, len(pool.y), int(joined.sum()))
     scores = cohorts.pool_scores(case, key, pool, masks, strangers)
@@ -191,7 +189,3 @@ def with_shadows(case) -> list[Part]:
     note = f" {case.config.shadows} shadow models of the same recipe; each example was left out of about {out} of them."
     table = done.tables[0]
     return [done._replace(tables=(Table(table.title, table.columns, table.rows, table.note + note),))]
-
-
-def _joined(*parts: Dataset) -> Dataset:
-    return sets.make(jnp.concatenate([part.x for part in parts]), jnp.concatenate([part.y for part in parts]))

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, protect, release, report
-from dememo_jax.cli import lineage, recipes, runs, victims
-from dememo_jax.cli.configs import Protect
+from dememo_jax import keys, protect, release, report, sources
+from dememo_jax.cli import injecting, lineage, recipes, runs, victims
+from dememo_jax.cli.configs import Protect, RegText
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.report import Section, Table
 from dememo_jax.types import Dataset, Method, Perturbation
@@ -19,8 +19,13 @@ PARTIAL = "perturbation-partial.npz"
 
 def protect_data(config: Protect) -> dict:
     """`dememo protect`."""
+    if sources.is_texts(config.data):
+        return injecting.protect_texts(config)
+    require(config.method != "regtext", f"regtext protects texts, a .tsv or .jsonl as --data; {config.data} has images")
+    require(config.regtext == RegText(), f"--regtext.* are settings of regtext; {config.method} does not read them")
     started = runs.clock(config.run)
-    base = lineage.clean(config.data, config.data_dir, config.side)
+    base = lineage.clean(config.data, config.data_dir, config.side, config.text)
+    base.model_of(config.model)
     runs.positive(
         radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,
         inner_steps=config.inner_steps, restarts=config.restarts, draws=config.draws, learner_steps=config.learner_steps,
@@ -41,7 +46,7 @@ def protect_data(config: Protect) -> dict:
         return done
     made = recipes.make(config, base, mask, budget) if made is None else made
     perturbation, history = (made, list[dict]()) if isinstance(made, Perturbation) else _run(config, base, mask, made)
-    _save(config.run / lineage.NOISE, perturbation)
+    lineage.save(config.run / lineage.NOISE, perturbation)
     manifest = _release(config, base, perturbation, described, budget)
     report.write_atomic(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
     section, values = _result(config, budget, mask, history, manifest["measured"])
@@ -61,15 +66,10 @@ def _run(config: Protect, base: lineage.Source, mask: np.ndarray, recipe: protec
             stop=lambda entry: protect.finished(recipe, entry),
         )  # fmt: skip
     except NonFinite as error:
-        _save(config.run / PARTIAL, recipe.finish(error.kept, base.train))
+        lineage.save(config.run / PARTIAL, recipe.finish(error.kept, base.train))
         named = str(error).replace("at step", "at outer iteration")
         raise NonFinite(f"{named} The noise before it is {config.run / PARTIAL}", kept=error.kept) from error
     return recipe.finish(state, base.train), history
-
-
-def _save(path, perturbation: Perturbation) -> None:
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in perturbation._asdict().items()}
-    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _release(config: Protect, base: lineage.Source, perturbation: Perturbation, described: dict, budget: float | None) -> dict:

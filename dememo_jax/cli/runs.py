@@ -23,7 +23,9 @@ from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
+TOKENIZER = "tokenizer.json"  # of a run that began with texts
 SECONDS = "seconds"  # beside the checkpoints: of work before the last one
+OLDER = {"optimizer": "sgd"}  # what folders that do not say were run with, where the flag's default is None
 # These do not change what is computed, so a run may go on with other values.
 FREE = ("run", "checkpoint_seconds", "strategy", "width", "plan")
 MARGIN = 50 * 2**20  # bytes that must be free before a run starts
@@ -37,15 +39,19 @@ def positive(**values: float | None) -> None:
 
 
 def describe(config: Any, **digests: str) -> dict:
-    """What a run folder remembers of its configuration; paths are kept relative to the folder."""
+    """What a run folder remembers of its configuration; paths are kept relative to the folder, settings of texts with texts."""
     folder = config.run.resolve()
 
     def plain(value):
         if isinstance(value, Path):
             return os.path.relpath(value.resolve(), folder)
+        if isinstance(value, configs.Text | configs.RegText):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return [plain(item) for item in value] if isinstance(value, tuple) else value
 
     fields = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in FREE}
+    if not sources.is_texts(str(fields.get("data", ""))):
+        fields = {name: value for name, value in fields.items() if name not in ("text", "regtext")}
     if sources.is_path(str(fields.get("data", ""))):
         fields["data"] = plain(Path(config.data))
     return {"command": type(config).__name__.lower(), **fields, **digests}
@@ -84,7 +90,7 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
 def _completed(known: dict, config: dict) -> dict:
     """What a folder knows; flags that are younger than the folder stand at their defaults."""
     fields = dataclasses.fields(configs.COMMANDS[config["command"]])
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING} | OLDER
     younger = {name: defaults[name] for name in config if name not in known and name in defaults}
     return {**known, **json.loads(report.to_json(younger))}
 
@@ -103,7 +109,18 @@ def filled(kind: type, folder: Path, known: dict) -> Any:
     fields = {f.name: known[f.name] for f in dataclasses.fields(kind) if f.name in known}
     plain: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     paths = {name: folder / plain[name] for name in ("source", "reference", "forget_index") if plain.get(name)}
-    return kind(**{**plain, **paths, "run": folder})
+    texts = {"text": wording(folder, plain)} if "text" in plain else {}
+    return kind(**{**plain, **paths, **texts, "run": folder})
+
+
+def wording(folder: Path, known: dict) -> configs.Text:
+    """How the texts of a run became rows of tokens; with the tokenizer that its folder keeps, if it does."""
+    asked = known.get("text") or {}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    if (folder / TOKENIZER).exists():
+        return configs.Text(**{**fields, "tokenizer": folder / TOKENIZER, "vocab": configs.TEXT.vocab})
+    given = fields.get("tokenizer")
+    return configs.Text(**{**fields, "tokenizer": None if given is None else folder / given})
 
 
 def result(folder: Path) -> dict:

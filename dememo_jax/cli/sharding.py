@@ -22,7 +22,7 @@ from dememo_jax import checkpoint, keys, models, report, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax.cli import console, lineage, runs, selection
-from dememo_jax.cli.configs import Sisa
+from dememo_jax.cli.configs import TEXT, Sisa
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
 from dememo_jax.unlearn import ensemble, sharded, shards
@@ -41,15 +41,15 @@ def sisa(config: Sisa) -> dict:
     """`dememo sisa`: check everything, claim the folder, log the request, work, write."""
     started = time.monotonic()
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, width=config.width)
-    known = config.source is None or config.data is None is config.side
-    require(known, "give --from (a protect run, which knows its data) or --data, not both")
+    known = config.source is None or (config.data is None is config.side and config.text == TEXT)
+    require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
-        base = lineage.clean(config.data or "digits", config.data_dir, config.side)
+        base = lineage.clean(config.data or "digits", config.data_dir, config.side, config.text)
     else:
         base = lineage.protected(config.source)
-    lr, decay = lineage.rates(config)
-    config = dataclasses.replace(config, lr=lr, weight_decay=decay)
+    config = lineage.settled(config)
+    require(base.language is None or config.augment == "none", "--augment changes images: leave it away with texts")
     base.model_of(config.model)  # bad input must show before the folder is claimed
     count, key = len(base.train.y), jax.random.key(config.seed)
     asked = _asked(config, count)
@@ -57,6 +57,7 @@ def sisa(config: Sisa) -> dict:
     everything = runs.describe(config, source_digest=base.digest) | {"width": config.width}
     described = {name: value for name, value in everything.items() if name not in ("delete", "delete_index")}
     done = runs.begin(config.run, described)
+    lineage.keep_tokenizer(config.run, base)
     plan = _frozen(config.run, plan)
     log = _request(config.run, asked, count)
     number = len(log.requests)
@@ -76,7 +77,7 @@ def sisa(config: Sisa) -> dict:
         _append(config.run / LOG, {"done": number, "seconds": round(time.monotonic() - started, 2)})
     rows = _rounds(_read(config.run / LOG), plan, config, named)
     values, section = _learned(config, base, found, _mask(log, number, count), rows)
-    return runs.finish(config.run, described, values, [section], started)
+    return runs.finish(config.run, described, values, [base.told(section)], started)
 
 
 # --- what to delete ----------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def _train(
     """Purge the weights that saw deleted examples, then train what is missing, with a bar over the stages."""
     model, seen = base.model_of(config.model, precision=config.precision), base.seen
     transform = lineage.optimiser(config, "constant")
-    method = lineage.method(train.sgd, model, transform, augment=lineage.augmentation(config.augment))
+    method = lineage.method(train.sgd, model, transform, loss=base.loss, augment=lineage.augmentation(config.augment))
     kept = checkpoint.store(config.run / KEPT, jax.eval_shape(model.init, key, seen.x[:1]), console.warn)
     wanted, there = {name for chain in names.values() for name in chain}, set(kept.names())
     kept.remove(there - wanted)

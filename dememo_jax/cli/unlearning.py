@@ -35,6 +35,8 @@ def unlearn_data(config: Unlearn) -> dict:
     started = runs.clock(config.run)
     base = lineage.trained(config.source)
     forgetting.check_options(config)
+    fits = base.language is None or config.method not in forgetting.PICTURED
+    require(fits, f"{config.method} changes images, or adds a class, and {config.source} was trained on texts")
     epochs, lr = forgetting.effort(config, base)
     kind = forgetting.KINDS[config.method]
     runs.positive(epochs=None if epochs == 0 and kind.family != "descent" else epochs, lr=lr if kind.family != "step" else None)
@@ -61,7 +63,7 @@ def unlearn_data(config: Unlearn) -> dict:
     checkpoint.save(config.run / lineage.WEIGHTS, 0, outcome.weights)
     values, section = _result(job, outcome, parts, reference, runs.elapsed(started))
     certified.forget_key(config.run)
-    return runs.finish(config.run, described, values, [section], started)
+    return runs.finish(config.run, described, values, [base.told(section)], started)
 
 
 def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> lineage.Trained:

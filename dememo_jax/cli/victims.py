@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, keys, loop, models, projected
+from dememo_jax import checkpoint, keys, loop, models, projected, sources
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import console, lineage, recipes, runs
-from dememo_jax.cli.configs import Protect, Train
+from dememo_jax.cli import console, lineage, recipes, runs, texts
+from dememo_jax.cli.configs import TEXT, Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
-from dememo_jax.report import Plot, Section, Table
+from dememo_jax.report import Cell, Plot, Section, Table
 from dememo_jax.sources import Stream
 from dememo_jax.types import Dataset, Method, Model, Perturbation, Weights
 
@@ -53,8 +53,8 @@ def _count(seen: Dataset | Stream) -> int:
 def train_victim(config: Train) -> dict:
     """`dememo train`."""
     started = runs.clock(config.run)
-    known = config.source is None or config.data is None is config.side
-    require(known, "give --from (a protect run, which knows its data) or --data, not both")
+    known = config.source is None or (config.data is None is config.side and config.text == TEXT)
+    require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
     whole = config.source is not None or config.protected_classes or config.random_labels
     require(
         not (config.stream and whole),
@@ -63,8 +63,7 @@ def train_victim(config: Train) -> dict:
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, every=config.every)
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
-    lr, decay = lineage.rates(config)
-    config = dataclasses.replace(config, lr=lr, weight_decay=decay)
+    config = lineage.settled(config)
     base = _base(config)
     perturbation = None if isinstance(base, lineage.Streamed) else lineage.narrowed(base, config.protected_classes)
     model, against = base.model_of(config.model), against_it(config, base)
@@ -73,6 +72,7 @@ def train_victim(config: Train) -> dict:
     described = runs.describe(config, source_digest=base.digest)
     if done := runs.begin(config.run, described):
         return done
+    lineage.keep_tokenizer(config.run, base)
     share = 0.0 if perturbation is None else float(np.mean(perturbation.mask))
     seen: Dataset | Stream
     if isinstance(base, lineage.Streamed):
@@ -86,7 +86,8 @@ def train_victim(config: Train) -> dict:
         keep=_keeper(config),
     )  # fmt: skip
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
-    values, section = _learned(config, history, share)
+    written = None if base.language is None else texts.generated(base.language, state.weights, base.test)
+    values, section = _learned(config, history, share, written)
     return runs.finish(config.run, described, values, [section], started)
 
 
@@ -95,8 +96,9 @@ def _base(config: Train) -> lineage.Source | lineage.Streamed:
         return lineage.protected(config.source)
     data = config.data or "digits"
     if config.stream:
+        require(not sources.is_texts(data), "--stream reads images; texts are small, and lie in memory: leave it away")
         return lineage.streamed(data, config.data_dir, config.side, batch=config.batch, seed=config.seed)
-    return lineage.clean(data, config.data_dir, config.side)
+    return lineage.clean(data, config.data_dir, config.side, config.text)
 
 
 def _keeper(config: Train) -> Callable[[int, Weights], None]:
@@ -110,7 +112,9 @@ def _keeper(config: Train) -> Callable[[int, Weights], None]:
 
 
 def against_it(config: Train, base: lineage.Known) -> Countermeasure:
-    """What the victim does against protection."""
+    """What the victim does against protection. BadInput for what is done to images where there are texts."""
+    plain = config.augment == "none" and not config.countermeasure
+    require(base.language is None or plain, "--augment and --countermeasure change images: leave them away with texts")
     return combine(*(countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasure))
 
 
@@ -130,20 +134,35 @@ def learner(config: Train, base: lineage.Known, examples: int) -> Method:
     transform, augment = lineage.optimiser(config, config.schedule, steps), lineage.augmentation(config.augment)
     model = base.model_of(config.model, precision=config.precision)
     against = against_it(config, base)._replace(prepare=None)
-    return victim.learner(model, transform, steps, augment=augment, against=against)
+    return victim.learner(model, transform, steps, augment=augment, against=against, loss=base.loss)
 
 
-def _learned(config: Train, history: list[dict], share: float) -> tuple[dict, Section]:
+def _learned(config: Train, history: list[dict], share: float, written: float | None) -> tuple[dict, Section]:
     test = [entry["test"] for entry in history]
     peak = int(np.argmax(test))
     accuracy = f"clean test accuracy {test[-1]:.3f} final, {test[peak]:.3f} peak (epoch {peak + 1})"
     against = f"; against it: {', '.join(config.countermeasure)}" if config.countermeasure else ""
     summary = f"{accuracy}; {share:.0%} of the training set protected{against}"
-    values = {"final": test[-1], "peak": test[peak], "peak_epoch": peak + 1, "protected_share": share, "history": history}
+    values: dict[str, Any] = {
+        "final": test[-1],
+        "peak": test[peak],
+        "peak_epoch": peak + 1,
+        "protected_share": share,
+        "history": history,
+    }
     epochs = tuple(float(i + 1) for i in range(len(history)))
     curves = tuple((name, epochs, tuple(entry[name] for entry in history)) for name in ("train", "test"))
-    row = (config.model, share, values["final"], values["peak"], values["peak_epoch"])
-    table = Table("Victim", ("network", "protected share", "final test", "peak test", "peak epoch"), (row,))
+    row: tuple[Cell, ...] = (config.model, share, values["final"], values["peak"], values["peak_epoch"])
+    columns: tuple[str, ...] = ("network", "protected share", "final test", "peak test", "peak epoch")
+    note = ""
+    if written is not None:
+        values["generated"], row, columns = written, (*row, written), (*columns, "label written")
+        summary += f"; it writes the label of {written:.3f} of the test texts"
+        note = (
+            "Accuracy compares the likelihoods of the labels; label written: share of the test texts after which the label is "
+            "what the model writes, of all tokens that it knows."
+        )
+    table = Table("Victim", columns, (row,), note)
     plot = Plot("training", "Accuracy while training", "epoch", "accuracy", curves)
     return values, Section(f"train: {config.run.name}", summary, (table,), (plot,))
 
@@ -162,14 +181,36 @@ def evaluate(
         name: countermeasure(name, scale=recipes.scale(base)) for name in config.countermeasures
     }
     jobs = victim.trials(key, base.train, perturbation, against=against, ball=ball)
-    model, batch = base.model_of(config.model), 64 if base.name == "digits" else 128
+    batch = 64 if base.name == "digits" else 128
     steps, augment = sets.steps(len(base.train.y), batch, config.victim_epochs), lineage.augmentation(config.victim_augment)
-    transform = victim.VICTIM_SGD(steps)
-    found = {}
+    how: dict[str, Any] = {"augment": augment, "loss": base.loss}
+    return _measured(config, base, jobs, victim.VICTIM_SGD(steps), batch, "the released 8-bit images", how)
+
+
+def evaluate_texts(
+    config: Protect, base: lineage.Source, perturbation: Perturbation
+) -> tuple[tuple[Table, ...], Plot, dict[str, dict]]:
+    """The same of texts, with no countermeasures: decoders trained as `dememo train` does by default."""
+    noisy, key = sets.perturb(base.train, perturbation), keys.named(jax.random.key(config.seed), "labels")
+    shown = {"clean": base.train, "protected": noisy, "control: random labels": victim.random_labels(key, base.train)}
+    jobs = {name: (seen, Countermeasure()) for name, seen in shown.items()}
+    usual = Train(run=config.run, model=config.model)
+    steps = sets.steps(len(base.train.y), usual.batch, config.victim_epochs)
+    transform = lineage.optimiser(usual, usual.schedule, steps)
+    return _measured(config, base, jobs, transform, usual.batch, "the released texts", {"loss": base.loss})
+
+
+def _measured(
+    config: Protect, base: lineage.Source, jobs: dict[str, tuple[Dataset, Countermeasure]], transform: Any, batch: int,
+    release: str, how: dict[str, Any],
+) -> tuple[tuple[Table, ...], Plot, dict[str, dict]]:  # fmt: skip
+    """A victim of each job, and what they learned of the clean test set."""
+    key, model = jax.random.key(config.seed), base.model_of(config.model)
+    steps, found = sets.steps(len(base.train.y), batch, config.victim_epochs), {}
     for name, (seen, one) in jobs.items():
         if one.prepare is not None:
             seen = one.prepare(keys.named(key, "prepare"), seen)
-        method = victim.learner(model, transform, steps, augment=augment, against=one._replace(prepare=None))
+        method = victim.learner(model, transform, steps, against=one._replace(prepare=None), **how)
         title = f"victim {name.replace(': ', ' ').replace(', ', ' ')}"
         _, history = fit(
             config.run, title, model, method, config.seed, seen, base.test,
@@ -179,7 +220,7 @@ def evaluate(
         found[name] = {"final": test[-1], "peak": max(test), "train": history[-1]["train"], "test": test}
     rows = tuple((name, one["final"], one["peak"], one["train"]) for name, one in found.items())
     note = (
-        f"Clean test accuracy of {config.model} after {config.victim_epochs} epochs on the released 8-bit images, and the best "
+        f"Clean test accuracy of {config.model} after {config.victim_epochs} epochs on {release}, and the best "
         "of any epoch, which early stopping would find; accuracy on the training data as the victim saw it."
     )
     table = Table("What victims learn", ("training data", "final", "peak", "training"), rows, note)
