@@ -8,7 +8,7 @@ import optax
 import pytest
 from small_recipes import RECIPES, network
 
-from dememo_jax import audit, checkpoint, data, models, nets, projected, train, unlearn
+from dememo_jax import adapters, audit, checkpoint, data, likelihood, losses, models, nets, projected, train, unlearn
 
 MODEL = models.from_linen(nets.cnn(3, (4, 8)))
 TX = optax.sgd(0.05, momentum=0.9)
@@ -90,10 +90,55 @@ METHODS = {
 }
 
 
+# --- on text, of the whole network and of an adapter -----------------------------------------------------------
+
+DECODER = likelihood.of_labels(models.from_linen(nets.Decoder(12, 8, 1, 2, 1, 12)), ((3,), (7,), (4,)))
+
+
+def on_text(model):
+    nll, descents = losses.label_nll, {}
+    recipes = {"retrain": unlearn.retrain, "finetune": unlearn.finetune, "gradient_ascent": unlearn.gradient_ascent}
+    for name, recipe in (recipes | {"npo": unlearn.npo, "npo kl": unlearn.npo}).items():
+        descents[name] = recipe(model, TX, nll=nll, batch=8, **({"hold": "kl"} if name == "npo kl" else {}))
+    descents["simnpo"] = unlearn.simnpo(model, TX, nll=nll, lengths=(1, 1, 1), batch=8)
+    descents["noisy"] = unlearn.noisy_descent(model, clip_init=0.5, sigma=0.1, lr=0.1, clip_grad=0.2, batch=8, loss=nll)
+    found = {
+        name: (method, lambda key, d, method=method: method.init(key, model.init(key, d.x[:1]), d, d.y == 1), None)
+        for name, method in descents.items()
+    }
+    attack = audit.attack(model, TX, loss=nll)
+    return found | {
+        "train.sgd": (*learned(train.sgd(model, TX, loss=nll)), 8),
+        "attack": (attack, lambda key, d: attack.init(model.init(key, d.x[:1]), 0.3), 8),
+    }
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return data.rows(np.random.default_rng(0).integers(1, 12, (24, 5)).astype(np.int32), np.arange(24) % 3)
+
+
+QUICK_ON_TEXT = ("train.sgd", "npo adapter", "noisy adapter", "attack adapter")
+ALL_ON_TEXT = [f"{name}{kind}" for kind in ("", " adapter") for name in on_text(DECODER)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_ON_TEXT else pytest.mark.slow) for name in ALL_ON_TEXT]
+)
+def test_contract_on_text(name, texts, tmp_path):
+    model = DECODER
+    if name.endswith(" adapter"):
+        model = adapters.lora(model, model.init(KEY, texts.x[:1]), rank=2, only="query|out")
+    keeps(*on_text(model)[name.removesuffix(" adapter")], texts, tmp_path)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_contract(name, examples, tmp_path):
+    keeps(*METHODS[name], examples, tmp_path)
+
+
+def keeps(method, init, batch, examples, tmp_path):
     chex.clear_trace_counter()  # it counts by name, and every step is called step
-    method, init, batch = METHODS[name]
     like = jax.eval_shape(lambda key: init(key, examples), KEY)
     state = jax.jit(init)(KEY, examples)
     chex.assert_trees_all_equal_shapes_and_dtypes(like, state)

@@ -9,12 +9,30 @@ import numpy as np
 import optax
 import pytest
 
-from dememo_jax import certify, data, evaluate, keys, loop, models, nets, protect, sources, train, unlearn
+from dememo_jax import (
+    adapters,
+    audit,
+    certify,
+    data,
+    evaluate,
+    keys,
+    likelihood,
+    loop,
+    losses,
+    models,
+    nets,
+    protect,
+    sources,
+    train,
+    tree,
+    unlearn,
+)
 
 KEY = jax.random.key(0)
 MODEL = models.from_linen(nets.mlp(10, (32,)))
 TX = optax.sgd(0.1, momentum=0.9)
 EPOCH = 22  # steps of 64
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for programs that run a few times
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +114,9 @@ def test_unlearning_recipes(digits, weights):
         "exact_last_layers": unlearn.exact_last_layers(MODEL, sgd),
     }
     found, forget = {}, np.asarray(some.y) == 3
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for programs that run twice
     for name, method in recipes.items():
         state = method.init(KEY, weights, some, forget)
-        step = jax.jit(method.step, compiler_options=quick)
+        step = jax.jit(method.step, compiler_options=QUICK)
         for t in range(2):
             state, _ = step(keys.at(KEY, t), state, some)
         moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), method.finish(state).params, weights.params)
@@ -108,6 +125,84 @@ def test_unlearning_recipes(digits, weights):
     print(found)
     for name in recipes:
         np.testing.assert_allclose(found[name], GOLDEN["recipes"][name], rtol=0.01, atol=2e-3, err_msg=name)
+
+
+# --- on text -----------------------------------------------------------------------------------------------------
+
+DECODER = likelihood.of_labels(models.from_linen(nets.Decoder(12, 8, 1, 2, 1, 12)), ((8,), (9,), (11,)))
+NLL, LENGTHS = losses.label_nll, (1, 2, 1)  # as if the second label had two tokens
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Texts of six tokens that hold one of three telling tokens, some filled up on the left; and a decoder that read them."""
+    random = np.random.default_rng(3)
+    y = np.arange(90) % 3
+    x = random.integers(1, 5, (90, 6)).astype(np.int32)
+    x[np.arange(90), random.integers(2, 6, 90)] = 5 + y
+    x[:30, :2] = 0
+    rows, learner = data.rows(x, y), train.sgd(DECODER, optax.adam(0.03), loss=NLL)
+    run = jax.jit(lambda state, d: loop.scan(learner, KEY, state, d, steps=12, batch=30), compiler_options=QUICK)
+    state, info = run(learner.init(KEY, rows.x[:1]), rows)
+    return rows, state.weights, info
+
+
+def moved(method, begun, weights, rows):
+    """Length and sum of what two steps change."""
+    step = jax.jit(method.step, compiler_options=QUICK)
+    state = begun
+    for t in range(2):
+        state, _ = step(keys.at(KEY, t), state, rows)
+    found = state.inner.weights if hasattr(state, "inner") else state.weights
+    apart = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), found.params, weights.params)
+    apart = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(apart)])
+    return [np.linalg.norm(apart).item(), apart.sum().item()]
+
+
+def adapted(weights, rows):
+    """An adapter that has left its start, where half of its gradient is zero."""
+    adapter = adapters.lora(DECODER, weights, rank=2, only="query|out")
+    begun = adapter.init(KEY, rows.x[:1])
+    return adapter, begun._replace(params=tree.add(begun.params, tree.gaussian_like(KEY, begun.params, 0.1)))
+
+
+def on_text(name, weights, rows):
+    whole, how = not name.endswith(" adapter"), {"nll": NLL, "batch": 30}
+    sgd = optax.sgd(0.3 if whole else 1.0)
+    model, begun = (DECODER, weights) if whole else adapted(weights, rows)
+    recipe = name.removesuffix(" adapter")
+    if recipe == "attack":
+        method = audit.attack(model, sgd, loss=NLL)
+        return moved(method, method.init(begun, 0.3), begun, data.take(rows, np.arange(30)))
+    if recipe == "noisy_descent":
+        method = unlearn.noisy_descent(model, lr=0.1, clip_init=5.0, clip_grad=1.0, sigma=0.01, batch=30, loss=NLL)
+    else:
+        method = getattr(unlearn, recipe)(
+            model, sgd, **how, **({"lengths": LENGTHS, "forget": 1.0} if recipe == "simnpo" else {})
+        )
+    return moved(method, method.init(KEY, begun, rows, np.asarray(rows.y) == 1), begun, rows)
+
+
+def test_training_on_text(answers):
+    _, _, info = answers
+    check(np.asarray(info["loss"])[[0, 1, 5, -1]], GOLDEN["text loss"], rtol=0.02)
+    check(np.asarray(info["accuracy"])[[0, -1]], GOLDEN["text accuracy"], atol=0.005)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "simnpo adapter",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in (
+            "retrain", "finetune", "gradient_ascent", "npo", "retrain adapter", "finetune adapter", "gradient_ascent adapter",
+            "simnpo", "npo adapter", "noisy_descent adapter", "attack", "attack adapter",
+        )),
+    ],
+)  # fmt: skip
+def test_unlearning_on_text(answers, name):
+    rows, weights, _ = answers
+    found = on_text(name, weights, rows)
+    check(found, GOLDEN["text"][name], rtol=0.01, atol=2e-3)
 
 
 def test_unlearning_and_certificate(digits, weights):
@@ -152,6 +247,23 @@ GOLDEN: dict = {
         "unsir": [0.34479, -0.53918],
         "catastrophic_forgetting": [0.06719, -0.0],
         "exact_last_layers": [8.19476, -5.24456],
+    },
+    "text loss": [2.50485, 2.38880, 1.41643, 1.03772],
+    "text accuracy": [0.23333, 0.53333],
+    "text": {
+        "simnpo": [0.61394, 0.11146],
+        "npo adapter": [0.2666, 0.08283],
+        "retrain": [7.15145, -7.87647],
+        "finetune": [0.59674, 0.07141],
+        "gradient_ascent": [2.20944, 0.57483],
+        "npo": [2.29866, 0.83529],
+        "retrain adapter": [1.91896, -1.8832],
+        "finetune adapter": [0.12781, 0.05161],
+        "gradient_ascent adapter": [0.1823, 0.05241],
+        "simnpo adapter": [0.14146, 0.05633],
+        "noisy_descent adapter": [0.10105, -0.07047],
+        "attack": [0.2317, 0.19457],
+        "attack adapter": [0.07038, -0.03102],
     },
     "bounds": [[0.54348, 0.95652], [0.39130, 0.97826], [0.83111, 0.93556], [0.81556, 0.94222]],
 }

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from dememo_jax import data as sets
-from dememo_jax import evaluate, keys, loop, models, projected, train, tree
+from dememo_jax import evaluate, keys, loop, losses, models, projected, train, tree
 from dememo_jax.audit.lanes import each, usual_lanes
 from dememo_jax.errors import NonFinite, require
-from dememo_jax.types import Array, Dataset, Key, Method, Model, Params, Weights
+from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Params, Weights
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,20 @@ class Recovery:
 
 @functools.lru_cache(maxsize=32)
 def attack(
-    model: Model, tx: optax.GradientTransformation, *, shape: str = "ball", statistics: str = "frozen", only: str | None = None
-) -> Method:
+    model: Model, tx: optax.GradientTransformation, *, shape: str = "ball", statistics: str = "frozen", only: str | None = None,
+    loss: Loss = losses.cross_entropy,
+) -> Method:  # fmt: skip
     """Descent on hint data, projected after every step onto the l2 ball (or sphere) around the attacked weights.
 
     init(weights, radius); one radius in the state serves a sweep in one compiled program. The ball spans all params, or
     those whose names match the regular expression `only`, and the others stay. The published code rescales onto the sphere
     and lets batch-norm statistics run: `shape="sphere", statistics="fit"`. The same arguments give the same Method, so that a
-    sweep compiles once.
+    sweep compiles once. loss: what the attacker descends, `losses.label_nll` for a language model's answers.
     """
     require(shape in ("ball", "sphere"), f"shape must be 'ball' or 'sphere', got {shape!r}")
     require(statistics in ("frozen", "fit"), f"statistics must be 'frozen' or 'fit', got {statistics!r}")
     project = tree.project_ball if shape == "ball" else tree.project_sphere
-    held = projected.within(train.sgd(model, tx, mode=statistics), project, only=only)
+    held = projected.within(train.sgd(model, tx, loss=loss, mode=statistics), project, only=only)
     return Method(lambda weights, radius: held.init(train.start(tx, weights), radius), held.step)
 
 
@@ -73,6 +74,7 @@ def recover(
     statistics: str = "frozen",
     relative: bool = False,
     only: str | None = None,
+    loss: Loss = losses.cross_entropy,
     after: Callable[[int, float], None] | None = None,
 ) -> Recovery:
     """Attack `weights` with the examples of `data` where `hints` [N], and follow the accuracy on `evaluation`.
@@ -90,7 +92,7 @@ def recover(
 
     found, _ = sweep(
         model, [weights], data, evaluation, key, radii=[radius], hints=hints, epochs=epochs, batch=batch, tx=tx, shape=shape,
-        statistics=statistics, relative=relative, only=only, after=told,
+        statistics=statistics, relative=relative, only=only, loss=loss, after=told,
     )  # fmt: skip
     return found[0][0]
 
@@ -111,6 +113,7 @@ def sweep(
     statistics: str = "frozen",
     relative: bool = False,
     only: str | None = None,
+    loss: Loss = losses.cross_entropy,
     width: int | None = None,
     over: jax.sharding.Mesh | None = None,
     after: Callable[[int, np.ndarray], None] | None = None,
@@ -122,7 +125,7 @@ def sweep(
     reports progress. Other arguments, and what is refused, as `recover`.
     """
     held = _checked(attacked, radii, data, hints, epochs, batch)
-    method = attack(model, default_tx() if tx is None else tx, shape=shape, statistics=statistics, only=only)
+    method = attack(model, default_tx() if tx is None else tx, shape=shape, statistics=statistics, only=only, loss=loss)
     lanes = [(weights, radius) for weights in attacked for radius in radii]
     lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
     starts = [method.init(weights, length) for (weights, _), length in zip(lanes, lengths)]
@@ -136,12 +139,12 @@ def sweep(
     accuracy, distance = [np.asarray(right)[: len(lanes)] / len(evaluation.y)], [np.zeros(len(lanes))]
     for epoch in range(epochs):
         shared = (keys.named(key, "recovery"), data, held, evaluation, epoch)
-        state, right, gone, loss = run(functools.partial(_epoch, **how), shared, state)
-        loss = np.asarray(loss)[: len(lanes)]
-        if not np.isfinite(loss).all():
-            worst = int(np.argmax(~np.isfinite(loss)))
+        state, right, gone, lost = run(functools.partial(_epoch, **how), shared, state)
+        lost = np.asarray(lost)[: len(lanes)]
+        if not np.isfinite(lost).all():
+            worst = int(np.argmax(~np.isfinite(lost)))
             what = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
-            raise NonFinite(f"the loss of the attack on {what} became {loss[worst]} in epoch {epoch}; lower the learning rate")
+            raise NonFinite(f"the loss of the attack on {what} became {lost[worst]} in epoch {epoch}; lower the learning rate")
         accuracy.append(np.asarray(right)[: len(lanes)] / len(evaluation.y))
         distance.append(np.asarray(gone)[: len(lanes)])
         if after is not None:
