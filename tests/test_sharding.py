@@ -1,8 +1,10 @@
 """A decoder whose weights and batches are cut over eight devices, which are fake, does what it does on one."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,14 +14,15 @@ from jax.sharding import AbstractMesh
 from dememo_jax import mesh, models, nets
 from dememo_jax.errors import BadInput
 
+TEXT = Path(__file__).parent.parent / "docs" / "text.md"
 CODE = """
-import json, sys
+import json, re, sys
 from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np, optax
 from safetensors.numpy import save_file
-from dememo_jax import adapters, data, errors, evaluate, likelihood, loop, losses
-from dememo_jax import mesh, models, nets, sources, train, tree, unlearn
+import dememo_jax
+from dememo_jax import data, errors, likelihood, loop, losses, mesh, models, nets, sources, train, tree
 jax.config.update("jax_disable_most_optimizations", True)
 assert jax.device_count() == 8
 random, key, folder = np.random.default_rng(0), jax.random.key(0), Path(sys.argv[1])
@@ -96,7 +99,7 @@ begun = eight.init(key, x[:1])
 cut(begun, 9)
 close(begun, one.init(key, x[:1]), 1e-6)
 
-# training the whole, then forgetting by an adapter
+# training the whole
 def trained(model, weights):
     tx = optax.adam(0.01)
     learner = train.sgd(model, tx, loss=losses.label_nll)
@@ -109,32 +112,37 @@ assert np.abs(np.asarray(a.weights.params["head"]["kernel"]) - whole.params["hea
 close(heard, said, 1e-4)
 close(b.weights, a.weights, 1e-4)
 
-def forgotten(model, weights):
-    adapter = adapters.lora(model, weights, rank=2, only="query|out")
-    recipe = unlearn.npo(adapter, optax.adam(0.05), nll=losses.label_nll, batch=8)
-    state, info = scan(recipe, key, recipe.init(key, adapter.init(key, x[:1]), rows, forget), rows, steps=3)
-    return adapter, state, info
+# forgetting by an adapter, in the page's own code
+def page(code):
+    names = {"dm": dememo_jax, "jax": jax, "optax": optax, "train": rows, "forget": forget, "labels": labels, "key": key}
+    exec(compile(code, "text.md", "exec"), names)
+    return names
 
-(_, a, said), (adapter, b, heard) = forgotten(one, whole), forgotten(eight, weights)
-cut(b.weights, 9 + 2)  # the base, and of the adapter what meets it
-cut(b.teachers, 9 + 2)
-cut(b.opt, 4)
-close(heard, said, 1e-4)
-close(b.weights, a.weights, 1e-4)
-assert float(heard["forget_loss"][0] - heard["forget_loss"][-1]) > 0.05, heard
-scores = evaluate.logits(*models.freeze(adapter, b.weights), x, batch=9)  # batches that do not divide
-assert scores.shape == (24, 2) and np.isfinite(scores).all()
+told = sys.argv[2].replace('"mistral-7b"', repr(sys.argv[1]))
+for usual, small in (("bfloat16", "float32"), ("rank=16", "rank=2"), ("batch=16", "batch=8"), ("steps=100", "steps=3"),
+                     ("1e-4", "0.05"), ("query|value", "query|out")):
+    assert usual in told
+    told = told.replace(usual, small)
+found = page(told)
+assert "all-gather" not in found["forgotten"].lower(found["base"], rows, forget).compile().as_text()  # no weight is sent
+cut(found["base"], 9)
+cut(found["params"], 2)
+whole_part = told.replace("dm.mesh.sharded(dm.models.from_linen(net), over, cuts)", "dm.models.from_linen(net)")
+wanted = page(re.sub(r", place=partial.*?cuts=cuts\\)", "", whole_part))
+close(found["params"], wanted["params"], 1e-4)
+assert all(np.abs(one).max() > 0.04 for one in jax.tree.leaves(wanted["params"]))
 print("equal")
 """
 
 
 def test_eight_devices_do_what_one_does(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    _, page = re.findall(r"```python\n(.*?)```", TEXT.read_text(), flags=re.DOTALL)
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags},
-        check=False,
+        [sys.executable, "-c", CODE, str(tmp_path), page], capture_output=True, text=True, check=False,
+        env={**os.environ, "XLA_FLAGS": flags},
     )  # fmt: skip
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+    assert done.stdout.endswith("equal\n"), done.stderr[-2000:]
 
 
 NET = nets.Decoder(24, 32, 1, 8, 4, 48)

@@ -38,8 +38,7 @@ def decoder(
     Raises BadInput for a folder or file that is not there, another family, what the network does not have (scaled rotary
     positions, biases, another activation), and, naming the first, tensors that are missing, too many, or of other shapes.
     """
-    folder = Path(folder)
-    net = nets.Decoder(**_read(folder) | how)
+    folder, net = Path(folder), decoder_net(folder, **how)
     wanted = _shapes(net)
     found: dict[str, jax.Array] = {}
     for file in _files(folder):
@@ -58,6 +57,11 @@ def decoder(
     missing = [at for at in wanted if at not in found]
     require(not missing, f"{folder.name}: no tensor for {missing[:1]} ({len(missing)} of {len(wanted)} are missing)")
     return net, Weights(_nested(found), {})
+
+
+def decoder_net(folder: str | Path, **how: Any) -> nets.Decoder:
+    """The network of a released model by its config.json alone, as `decoder` makes it: what to know before weights are read."""
+    return nets.Decoder(**_read(Path(folder)) | how)
 
 
 def _read(folder: Path) -> dict[str, Any]:
