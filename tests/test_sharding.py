@@ -83,9 +83,9 @@ logits = jax.jit(plain.apply)(whole, x[:8])
 found = jax.jit(many.apply)(weights, x[:8])
 assert {shard.data.shape[0] for shard in found.addressable_shards} == {4}
 close(found, logits, 1e-5)
-other = mesh.grid(8, 1)
-copies = mesh.sharded(plain, other, nets.decoder_cuts(net, 1))
-close(jax.jit(copies.apply)(mesh.laid(whole, other, nets.decoder_cuts(net, 1)), x[:7]), logits[:7], 1e-5)
+other, halves = mesh.grid(4, 2), nets.decoder_cuts(net, 2)
+found = jax.jit(mesh.sharded(plain, other, halves).apply)(mesh.laid(whole, other, halves), x[:7])
+close(found, logits[:7], 1e-5)
 try:
     jax.eval_shape(many.fit, weights, x[:7], key)
     raise SystemExit("not refused")
