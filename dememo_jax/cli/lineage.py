@@ -329,8 +329,19 @@ def splits(base: Source, forget: np.ndarray, observed: tuple[int, ...]) -> dict[
 def accuracies(base: Trained, weights: Weights, parts: dict[str, tuple[str, np.ndarray]]) -> dict[str, float]:
     """Accuracy on each of the splits, and on the whole test set (Dt)."""
     apply, params = models.freeze(base.model, weights)
-    needed = {where for where, _ in parts.values()} | {"test"}
-    right = {where: np.asarray(evaluate.correct(apply, params, getattr(base, where))) for where in needed}
-    return {name: float(right[where][mask].mean()) for name, (where, mask) in parts.items()} | {
-        "Dt": float(right["test"].mean())
+    return _shares(base, parts, lambda data: np.asarray(evaluate.correct(apply, params, data)))
+
+
+def written(base: Trained, weights: Weights, parts: dict[str, tuple[str, np.ndarray]]) -> dict[str, float] | None:
+    """The same of the texts whose label the model writes; None for images."""
+    language = base.language
+    return None if language is None else _shares(base, parts, lambda data: texts.written(language, weights, data))
+
+
+def _shares(
+    base: Trained, parts: dict[str, tuple[str, np.ndarray]], right: Callable[[Dataset], np.ndarray]
+) -> dict[str, float]:
+    found = {where: right(getattr(base, where)) for where in {where for where, _ in parts.values()} | {"test"}}
+    return {name: float(found[where][mask].mean()) for name, (where, mask) in parts.items()} | {
+        "Dt": float(found["test"].mean())
     }

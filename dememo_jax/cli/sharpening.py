@@ -63,7 +63,7 @@ def measure_sharpness(config: Sharpness) -> dict:
         _plots(config, subjects, against),
         pictures,
     )
-    return runs.finish(config.run, described, values, [section], started)
+    return runs.finish(config.run, described, values, [subjects[THIS].base.told(section)], started)
 
 
 # --- what is measured --------------------------------------------------------------------------------------------

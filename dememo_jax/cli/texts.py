@@ -124,12 +124,12 @@ def _writer(vocab: int, labels: tuple[tuple[int, ...], ...], pad: int) -> Any:
     return jax.jit(lambda weights, x: likelihood.generated(decoder, weights, x, labels))
 
 
-def generated(language: Language, weights: Weights, data: Dataset) -> float:
-    """Share of the texts whose label is what the model writes, of all tokens that it knows."""
+def written(language: Language, weights: Weights, data: Dataset) -> np.ndarray:
+    """1.0 where the label is what the model writes after the text, of all tokens that it knows, [N]."""
     write = _writer(language.vocab, language.labels, language.settings.pad)
     at, real = sets.blocks(len(data.y), evaluate.batch_size(data.x))
     found = np.concatenate([np.asarray(write(weights, data.x[rows])) for rows in at])[real.ravel()]
-    return float(np.mean(found == np.asarray(data.y)))
+    return (found == np.asarray(data.y)).astype(np.float32)
 
 
 # --- in words ----------------------------------------------------------------------------------------------------
@@ -151,4 +151,5 @@ def _said(value: Any) -> Any:
         return type(value)(_said(part) for part in value)
     if not isinstance(value, str):
         return value
+    value = re.sub(r"\b([Aa])n (?=image)", r"\1 ", value)
     return re.sub(r"(?<!-)\b(I|i)mage(s?)\b", lambda word: f"{'T' if word[1] == 'I' else 't'}ext{word[2]}", value)

@@ -21,6 +21,11 @@ NOTE = (
     "Dct: the same for clean ones. Dtr: test images of the observed classes, Dt: all test images, Dr: retained training images."
 )
 
+WRITTEN = (
+    "Share of the texts after which the label is what the model writes, of all tokens that it knows. Accuracy compares the "
+    "likelihoods of the labels with each other, and may stay where a model was made to write none of them."
+)
+
 
 class Outcome(NamedTuple):
     weights: Weights
@@ -146,12 +151,22 @@ def _result(
         summary += f"; gap to retraining {gaps['after']:.3f}, in {seconds:.1f} s against {values['retrain_seconds']:.1f} s"
     if outcome.said:
         summary += f"; {outcome.said}"
-    tables = (Table("Accuracy", columns, tuple(rows), note), *outcome.tables)
+    tables = (Table("Accuracy", columns, tuple(rows), note), *_written(base, models, whole, values), *outcome.tables)
     span = tuple(float(i) for i in range(len(outcome.history) + 1))
     names = [*parts, "Dt"]
     curves = tuple((n, span, (found["before"][n], *(entry[n] for entry in outcome.history))) for n in names)
     plot = Plot("unlearning", "Accuracy while unlearning", "epoch", "accuracy", curves)
     return values, Section(f"unlearn: {config.run.name}", summary, tables, (plot,))
+
+
+def _written(base: lineage.Trained, models: dict[str, Weights], parts: dict, values: dict[str, Any]) -> tuple[Table, ...]:
+    """Of texts: a table of how often each model writes the label, which goes into the values as well."""
+    found = {name: shares for name, weights in models.items() if (shares := lineage.written(base, weights, parts))}
+    if not found:
+        return ()
+    values["written"] = found
+    rows: tuple[tuple[Cell, ...], ...] = tuple((name, *shares.values()) for name, shares in found.items())
+    return (Table("Label written", ("model", *found["after"]), rows, WRITTEN),)
 
 
 def _gap(one: dict[str, float], other: dict[str, float]) -> float:

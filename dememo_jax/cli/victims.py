@@ -86,7 +86,7 @@ def train_victim(config: Train) -> dict:
         keep=_keeper(config),
     )  # fmt: skip
     checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
-    written = None if base.language is None else texts.generated(base.language, state.weights, base.test)
+    written = None if base.language is None else float(texts.written(base.language, state.weights, base.test).mean())
     values, section = _learned(config, history, share, written)
     return runs.finish(config.run, described, values, [section], started)
 
