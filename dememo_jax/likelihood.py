@@ -14,12 +14,14 @@ from dememo_jax.types import Array, Key, Model, Weights
 def of_labels(model: Model, labels: Sequence[Sequence[int]], *, pad: int = 0) -> Model:
     """`x [B, L] -> [B, K]`: the log-likelihood, in nats, with which `model` goes on from text x with each label's tokens.
 
-    model: a decoder, tokens [B, L] -> logits [B, L, V] of the next. labels: the tokens of each of K answers, one or more; no
+    model: a decoder, tokens [B, L] -> logits [B, L, V] of the next; those of the last positions, as many as the longest answer
+    has tokens, are enough (`Decoder(last=...)`). labels: the tokens of each of K answers, one or more; no
     answer may begin with another one. x: rows filled up with `pad` on the left, so that the answer follows the text.
     Every part of the library takes the result for a classifier: cross entropy over [B, K] compares the answers with each
     other, and `losses.label_nll` is the sequence's own negative log-likelihood among all texts, which language models are
     trained and unlearned by. Answers of one token all cost one pass through the model, longer ones a pass each.
-    Raises BadInput for fewer than two answers, an empty one, one that begins with another, or one that holds `pad`.
+    Raises BadInput for fewer than two answers, an empty one, one that begins with another, or one that holds `pad`; while
+    tracing, for a model that gives logits of fewer positions than an answer has tokens.
     """
     require(len(labels) > 1, "expected the tokens of two labels at least")
     answers = [tuple(int(token) for token in label) for label in labels]
@@ -60,7 +62,10 @@ def _continued(run, x: Array, answer: tuple[int, ...]) -> Array:
 def _along(run, x: Array, answer: tuple[int, ...]) -> Array:
     """Logits [B, T, V] of the answer's tokens, each predicted from the text and the tokens before it."""
     known = jnp.broadcast_to(jnp.asarray(answer[:-1], x.dtype), (len(x), len(answer) - 1))
-    return run(jnp.concatenate([x, known], axis=1))[:, x.shape[1] - 1 :]
+    logits = run(jnp.concatenate([x, known], axis=1))[:, -len(answer) :]
+    few = f"the model gives logits of the last {logits.shape[1]} positions, a label has {len(answer)} tokens: raise `last`"
+    require(logits.shape[1] == len(answer), few)
+    return logits
 
 
 def generated(model: Model, weights: Weights, x: Array, labels: Sequence[Sequence[int]]) -> Array:

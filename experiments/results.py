@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from dememo_jax import cells, report
-from lab import figures, findings, synergy, tables
+from lab import figures, findings, synergy, tables, text_tables
 from lab.presets import PRESETS
 
 HERE = Path(__file__).parent
@@ -35,6 +35,9 @@ TITLES = {
     "figure02": "Figures 2, 10, 11, 13-18: recovery in a ball, accuracy on test images of the class, %",
     "theorem1": "Theorem 1: certified upper bounds, % (q = 0.9, confidence 0.99), of the class's test images",
     "theorem2": "Theorem 2: what references promise of certified-unlearned networks, %",
+    "table04": "Table 4: text, accuracy in % on the test texts of the task that was forgotten",
+    "figure12": "Figure 12: text, recovery in a ball, accuracy on the task, %",
+    "theorem1_text": "Theorem 1 for text: certified upper bounds, % (q = 0.9, confidence 0.99), on the task's test texts",
     "ud": "Unlearnable Distance, by the paper's solver, and clean test accuracy, % (in brackets)",
 }
 MORE = {
@@ -42,6 +45,7 @@ MORE = {
     "figure02": lambda found: (
         tables.recovery_table(found) + "\n" + tables.verdicts(findings.RECOVERY, synergy.recovered(found), None)
     ),
+    "table04": text_tables.unlearning, "figure12": text_tables.recovery, "theorem1_text": text_tables.depth,
     "theorem1": tables.depth_table, "ud": tables.distance_table,
     "theorem2": lambda found: tables.transfer_table(found) + "\n" + tables.attack_table(found),
 }  # fmt: skip
@@ -64,9 +68,10 @@ def section(title: str, found: dict[str, dict]) -> str:
     measured, first = [cell["measured"] for cell in found.values()], next(iter(found.values()))
     devices = ", ".join(sorted({one["device"] for one in measured}))
     commits = ", ".join(sorted({(cell["commit"] or "unknown")[:9] for cell in found.values()}))
-    images, hours = first["images"], sum(one["seconds"] for one in measured) / 3600
+    what = "images" if "images" in first else "texts"
+    count, hours = first[what], sum(one["seconds"] for one in measured) / 3600
     return (
-        f"\n### {title}\n\n{len(found)} cells; {images[0]:,} training and {images[1]:,} test images; {devices}, jax "
+        f"\n### {title}\n\n{len(found)} cells; {count[0]:,} training and {count[1]:,} test {what}; {devices}, jax "
         f"{measured[0]['jax']}; {hours:.2f} hours in all; seed {first['seed']}; commit {commits}.\n\n"
     )
 

@@ -115,3 +115,16 @@ def test_recipes_on_text(task):
 def test_refused(labels, says):
     with pytest.raises(BadInput, match=says):
         likelihood.of_labels(models.from_linen(NET), labels)
+
+
+def test_logits_of_the_last_positions_are_enough():
+    inner, model, weights = made(((3, 5), (7,)))
+    short = models.from_linen(NET.clone(last=2))
+    np.testing.assert_allclose(short.apply(weights, X), inner.apply(weights, jnp.asarray(X))[:, -2:], rtol=1e-5, atol=1e-6)
+    few = likelihood.of_labels(short, ((3, 5), (7,)))
+    np.testing.assert_allclose(few.apply(weights, X), model.apply(weights, X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(
+        likelihood.generated(short, weights, X, ((3, 5), (7,))), likelihood.generated(inner, weights, X, ((3, 5), (7,)))
+    )
+    with pytest.raises(BadInput, match="a label has 2 tokens: raise `last`"):
+        likelihood.of_labels(models.from_linen(NET.clone(last=1)), ((3, 5), (7,))).apply(weights, X)

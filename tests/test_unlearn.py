@@ -181,3 +181,10 @@ def test_terms_add_up_and_each_is_reported(toy, forget):
 def test_descent_refuses(terms):
     with pytest.raises(BadInput):
         unlearn.descent(linear(), optax.sgd(0.1), *terms)
+
+
+def test_a_batch_is_no_whole_set(toy, forget):
+    method = method_of("finetune")
+    state = method.init(jax.random.key(0), trained(), toy, jnp.asarray(forget))
+    with pytest.raises(BadInput, match="whole set of 24 examples, got 4: drive this method without batch="):
+        scan(method, jax.random.key(1), state, toy, steps=1, batch=4)

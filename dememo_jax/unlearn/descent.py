@@ -103,6 +103,7 @@ def descent(
     init(key, weights, data, forget): `forget` is a mask [N] over `data`. step(key, state, data) gets the whole set. Info:
     the mean loss of each term, unweighted, such as `retain_loss`, numbered where several share a name; a term whose
     stage is not at work shows its last value, 0 before its first.
+    step raises BadInput, while tracing, for data of another length than the mask: a batch, say.
     init raises BadInput for a forget mask of another length or type, and outside jit for one that is empty or covers all data.
     """
     stages = _stages(parts)
@@ -151,6 +152,8 @@ class _Plan(NamedTuple):
 
 
 def _step(plan: _Plan, key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, Info]:
+    whole, given = len(state.forget), len(data.y)
+    require(given == whole, f"expected the whole set of {whole} examples, got {given}: drive this method without batch=")
     forgotten = state.forget.sum()
     progress = Progress(state.step, state.round, forgotten, len(state.forget) - forgotten)
     belongs = [n for n, stage in enumerate(plan.stages) for _ in stage.terms]

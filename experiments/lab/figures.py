@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dememo_jax.report import Plot
-from lab import tables
+from lab import tables, text_tables
 from lab.classes import class_kind
 
 Cells = dict[str, dict]
@@ -86,4 +86,5 @@ def membership(found: Cells) -> Plot:
 
 DRAWN: dict[str, tuple[Callable[[Cells], Plot | None], ...]] = {
     "table03": (augmented,), "table14": (membership,), "figure02": (recovery,), "figure09": (radius,), "figure19": (share,),
+    "figure12": (text_tables.curves,),
 }  # fmt: skip

@@ -111,3 +111,14 @@ RECOVERY = (
     Finding("2, 10-18", "Large scales are forgotten more deeply (small; large scales)",
             lambda n: (mean(n, "back", scale=("small",)), mean(n, "back", scale=("large",)))),
 )  # fmt: skip
+
+TEXT = (
+    Finding("4", "RegText takes accuracy from the tasks (clean; RegText)",
+            lambda n: (mean(n, "clean"), mean(n, "regtext"))),
+    Finding("4", "Retraining without a task leaves less of it (RegText; retrained)",
+            lambda n: (mean(n, "regtext"), mean(n, "retrain"))),
+    Finding("4", "Fine-tuning forgets least (FT; the better of GA and NPO)",
+            lambda n: (mean(n, "ft"), float(np.max([mean(n, "ga"), mean(n, "npo")])))),
+    Finding("4", "GA and NPO leave more than retraining (the lesser of them; retrained)",
+            lambda n: (float(np.min([mean(n, "ga"), mean(n, "npo")])), mean(n, "retrain"))),
+)  # fmt: skip

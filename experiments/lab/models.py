@@ -35,6 +35,10 @@ class World:
         return hash((self.preset.name, self.data, self.work, self.preset.batch))
 
     @property
+    def sets(self) -> tuple[Dataset, Dataset]:
+        return sets_of(self)
+
+    @property
     def model(self) -> Model:
         """The network that is to forget."""
         return network(self.preset.networks["resnet18"])
@@ -106,10 +110,10 @@ def learned(
     return scan(method, keys.named(key, what), state, seen, steps=steps, batch=preset.batch, mask=mask)[0].weights
 
 
-def kept(world: World, name: str, make: Callable[[], Weights]) -> Weights:
-    """The victim's kind of weights under a name; made and stored by whoever needs them first."""
-    training, _ = sets_of(world)
-    like = jax.eval_shape(world.model.init, jax.random.key(0), training.x[:1])
+def kept(world: Any, name: str, make: Callable[[], Weights], model: Model | None = None) -> Weights:
+    """Weights of a model (the victim's kind where nothing is said) under a name; made by whoever needs them first."""
+    training, _ = world.sets
+    like = jax.eval_shape((model or world.model).init, jax.random.key(0), training.x[:1])
     store = checkpoint.store(world.work / "weights", like, print)
     with cells.turn(world.work / "weights" / f"{name}.lock"):
         found = store.load(name)
@@ -198,7 +202,7 @@ def membership(frozen, seen: Dataset, training: Dataset, test: Dataset, forget: 
     return audit.membership_scores(*known, (clean[forget], labels[forget]))
 
 
-def stamp(world: World, started: float, seed: int) -> dict[str, Any]:
+def stamp(world: Any, started: float, seed: int) -> dict[str, Any]:
     """What stands beside a value: seed, device, versions, commit, configuration, seconds."""
     plain = dataclasses.asdict(world.preset) | {"networks": {name: repr(net) for name, net in world.preset.networks.items()}}
     found = runs.measured(started)

@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,12 +21,18 @@ RESULTS = Path(__file__).parent.parent / "results"
 EXHAUSTED = "RESOURCE_EXHAUSTED"
 
 
-def main(table: str, doc: str, names: Callable[[World], Sequence[str]], compute: Callable[[World, str], dict],
-         argv: Sequence[str] | None = None) -> dict[str, dict]:  # fmt: skip
-    """Fill `results/PRESET/TABLE`; returns its cells. `compute(world, name)` gives what stands in one."""
+def main(
+    table: str, doc: str, names: Callable[[Any], Sequence[str]], compute: Callable[[Any, str], dict],
+    argv: Sequence[str] | None = None, *, presets: Mapping[str, Any] = PRESETS, make: Callable = World,
+) -> dict[str, dict]:  # fmt: skip
+    """Fill `results/PRESET/TABLE`; returns its cells. `compute(world, name)` gives what stands in one.
+
+    make(preset, data, work): the world of the table, with `preset`, `work` and `sets`, training and test examples.
+    """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--data", help="digits, an .npz or a TFDS name; default that of the preset")
+    parser.add_argument("--preset", choices=presets, default="cpu")
+    parser.add_argument("--data", help="an .npz, a folder or a TFDS name; of texts the folder of the .tsv files. "
+                        "Default that of the preset")  # fmt: skip
     parser.add_argument(
         "--work", type=Path, default=Path("runs/experiments"), help="noise and weights; share it, or fill it anew"
     )
@@ -33,8 +40,8 @@ def main(table: str, doc: str, names: Callable[[World], Sequence[str]], compute:
     parser.add_argument("--only", nargs="*", help="these cells")
     parser.add_argument("--mixed", action="store_true", help="keep cells of other commits")
     asked = parser.parse_args(argv)
-    preset = PRESETS[asked.preset]
-    world = World(preset, asked.data or preset.data, (asked.work / preset.name).resolve())
+    preset = presets[asked.preset]
+    world = make(preset, asked.data or preset.data, (asked.work / preset.name).resolve())
     try:
         return _fill(world, asked, table, list(names(world)), compute)
     except BadInput as error:
@@ -42,10 +49,10 @@ def main(table: str, doc: str, names: Callable[[World], Sequence[str]], compute:
         sys.exit(2)
 
 
-def _fill(world: World, asked: argparse.Namespace, table: str, names: list[str], compute: Callable) -> dict[str, dict]:
+def _fill(world: Any, asked: argparse.Namespace, table: str, names: list[str], compute: Callable) -> dict[str, dict]:
     unknown = sorted(set(asked.only or ()) - set(names))
     require(not unknown, f"{table} has no cell {', '.join(unknown)}; it has {', '.join(names)}")
-    training, _ = models.sets_of(world)  # data that are not there must show before anything is claimed
+    training, _ = world.sets  # data that are not there must show before anything is claimed
     world.work.mkdir(parents=True, exist_ok=True)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(world.work / "compiled"))
@@ -61,7 +68,7 @@ def _fill(world: World, asked: argparse.Namespace, table: str, names: list[str],
     return found
 
 
-def _cell(world: World, name: str, compute: Callable) -> dict:
+def _cell(world: Any, name: str, compute: Callable) -> dict:
     """One cell; where a device runs out of memory, once more with half of the batch."""
     started = time.monotonic()
     try:
