@@ -1,11 +1,13 @@
 """Membership attacks on one model against scikit-learn, scipy and brute force."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn.svm import SVC
 
-from dememo_jax import audit
+from dememo_jax import audit, losses
 from dememo_jax.errors import BadInput
 
 K = 4
@@ -199,3 +201,51 @@ def test_called_members():
         assert 0 < found[name].mean() < 1
     at = {name: np.full(K, values[name][0]) for name in SIGNALS}
     assert all(called[0] for called in audit.called_members(at, target).values())  # at the threshold counts as above
+
+
+# --- sequences ---------------------------------------------------------------------------------------------------
+
+
+def test_sequence_signals_against_a_loop_over_tokens():
+    random = np.random.default_rng(5)
+    logits = random.normal(size=(4, 6, 9)).astype(np.float32) * 2
+    tokens = random.integers(0, 9, (4, 6))
+    tokens[1, :3] = tokens[2, 1:] = -1
+    found = audit.sequence_signals(logits, tokens, share=0.4)
+    for i in range(4):
+        own, usual = [], []
+        for t in np.flatnonzero(tokens[i] >= 0):
+            p = np.exp(logits[i, t].astype(np.float64))
+            p /= p.sum()
+            mean = sum(p[v] * math.log(p[v]) for v in range(9))
+            spread = math.sqrt(sum(p[v] * (math.log(p[v]) - mean) ** 2 for v in range(9)))
+            own.append(math.log(p[tokens[i, t]]))
+            usual.append((own[-1] - mean) / spread)
+        few = max(1, int(0.4 * len(own)))
+        expected = {
+            "likelihood": sum(own), "mean likelihood": sum(own) / len(own),
+            "min-k": sum(sorted(own)[:few]) / few, "min-k++": sum(sorted(usual)[:few]) / few,
+        }  # fmt: skip
+        for name, value in expected.items():
+            assert found[name][i] == pytest.approx(value, rel=1e-4), name
+    np.testing.assert_allclose(found["likelihood"], -losses.sequence_nll(logits, tokens), rtol=1e-5)
+
+
+def test_sequence_signals_of_a_model_that_knows_nothing_are_no_nan():
+    found = audit.sequence_signals(np.zeros((1, 3, 4)), np.array([[1, 2, 3]]))
+    assert found["min-k++"][0] == 0
+    assert found["mean likelihood"][0] == pytest.approx(-math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("logits", "tokens", "message"),
+    [
+        (np.zeros((2, 3)), np.zeros((2, 3), int), r"expected logits \[B, T, V\]"),
+        (np.zeros((1, 2, 3)), np.array([[0, 3]]), "token 3 is beyond the 3"),
+        (np.zeros((2, 2, 3)), np.array([[0, 1], [-1, -1]]), r"no token of sequence \[1\] counts"),
+        (np.full((1, 2, 3), np.nan), np.array([[0, 1]]), "must be finite"),
+    ],
+)
+def test_what_sequence_signals_refuse(logits, tokens, message):
+    with pytest.raises(BadInput, match=message):
+        audit.sequence_signals(logits, tokens)

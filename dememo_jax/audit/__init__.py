@@ -19,6 +19,7 @@ from dememo_jax.audit.membership import (
     class_thresholds,
     membership_gap,
     membership_scores,
+    sequence_signals,
     signals,
 )
 from dememo_jax.audit.recovery import Recovery, absolute_radius, attack, recover, sweep
@@ -68,6 +69,7 @@ __all__ = [
     "rmia",
     "rmia_interpolation",
     "score",
+    "sequence_signals",
     "shadow_scores",
     "signals",
     "smoothed",

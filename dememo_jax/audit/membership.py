@@ -54,6 +54,40 @@ def signals(logits, labels) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, np.float64) for name, values in zip(names, found)}
 
 
+def sequence_signals(logits, tokens, *, share: float = 0.2) -> dict[str, np.ndarray]:
+    """What a language model's predictions say of each sequence, name -> [B], larger for members; scores for `bounds.auc`.
+
+    logits [B, T, V], each of the token in its place (those of position t - 1 of a decoder that was given the sequence); tokens
+    [B, T], of which negative ones do not count (padding, or a question whose answer alone was learned).
+    `likelihood`: log p of the sequence, in nats, the negative of `losses.sequence_nll`; `mean likelihood`: of its tokens.
+    `min-k`: mean log p of the `share` of tokens, at least one, that are the least likely (Min-K% Prob, Shi et al., ICLR 2024).
+    `min-k++`: the same of (log p - mean) / standard deviation, both over the model's own next tokens (Zhang et al., ICLR 2025).
+    Raises BadInput for shapes that do not match, a share outside (0, 1], logits that are not finite, tokens beyond V, and a
+    sequence in which no token counts.
+    """
+    logits, tokens = np.asarray(logits), np.asarray(tokens)
+    require(
+        logits.ndim == 3 and tokens.shape == logits.shape[:2] and np.issubdtype(tokens.dtype, np.integer),
+        f"expected logits [B, T, V] and whole numbers [B, T], got {list(logits.shape)}, {tokens.dtype} {list(tokens.shape)}",
+    )
+    require(0 < share <= 1, f"share must be in (0, 1], got {share}")
+    require(np.isfinite(logits).all(), "the logits to audit must be finite")
+    require(tokens.max(initial=-1) < logits.shape[-1], f"token {tokens.max()} is beyond the {logits.shape[-1]} of the logits")
+    counted = tokens >= 0
+    empty = np.flatnonzero(~counted.any(axis=1))
+    require(not len(empty), f"no token of sequence {empty[:1].tolist()} counts")
+    own, usual = (np.asarray(part, np.float64) for part in _token_signals(jnp.asarray(logits), jnp.maximum(tokens, 0)))
+    total = np.where(counted, own, 0.0).sum(axis=1)
+    lengths = counted.sum(axis=1)
+    few = np.maximum(1, (share * lengths).astype(int))
+    return {
+        "likelihood": total,
+        "mean likelihood": total / lengths,
+        "min-k": _least(own, counted, few),
+        "min-k++": _least(usual, counted, few),
+    }
+
+
 def class_thresholds(member, nonmember, classes: int) -> dict[str, np.ndarray]:
     """For each of the `signals` and each class the threshold that tells known members from non-members best, [K].
 
@@ -101,6 +135,24 @@ _softmax = jax.jit(jax.nn.softmax)
 def _signals(logits, labels):
     unlikely = (losses.cross_entropy(logits, labels), losses.entropy(logits), losses.modified_entropy(logits, labels))
     return losses.correct(logits, labels), *(-values for values in unlikely)
+
+
+@jax.jit
+def _token_signals(logits, tokens):
+    """log p of each token, and how many standard deviations it lies above what the model expects of its next token."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = -losses.cross_entropy(logits.astype(jnp.float32), tokens)
+    p = jnp.exp(log_p)
+    mean = (p * log_p).sum(axis=-1)
+    spread = jnp.sqrt((p * jnp.square(log_p - mean[..., None])).sum(axis=-1))
+    return own, (own - mean) / jnp.maximum(spread, 1e-6)  # a model that finds all tokens alike says nothing: 0
+
+
+def _least(values: np.ndarray, counted: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """Mean of the `few` [B] smallest of each row's counted values."""
+    ordered = np.sort(np.where(counted, values, np.inf), axis=1)
+    taken = np.arange(values.shape[1]) < few[:, None]
+    return np.where(taken, ordered, 0.0).sum(axis=1) / few
 
 
 def _features(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
