@@ -139,6 +139,9 @@ def test_audit_certify_and_report(root, tmp_path):
     found = result(tmp_path / "a")["values"]
     assert set(found["membership"]) == {"correctness", "probability", "entropy"}
     assert len(found["recovery"][0]["accuracy"]) == 3
+    (table,) = (t for t in result(tmp_path / "a")["sections"][0]["tables"] if t["title"].startswith("Recovery"))
+    assert table["columns"][-2:] == ["label written before", "label written after"]
+    assert table["rows"][0][-2] == 0.0
     certify = ("certify", "--from", root / "npo", "--draws", 100, "--eta", 0.01, "--sigma", 0.1, "--strategy", "map")
     assert inside(*certify, "--run", tmp_path / "c") == 0
     rows = result(tmp_path / "c")["values"]["certificates"]["this model"]["rows"]

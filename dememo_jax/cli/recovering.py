@@ -9,7 +9,7 @@ import numpy as np
 
 from dememo_jax import audit, evaluate, keys, models, train
 from dememo_jax import data as sets
-from dememo_jax.cli import console, lineage, runs
+from dememo_jax.cli import console, lineage, runs, texts
 from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.parts import THIS, Part, models_of
 from dememo_jax.errors import require
@@ -97,12 +97,16 @@ def _recovery(case) -> Part:
     def elsewhere(weights: Weights) -> float | None:
         return None if rest is None else float(evaluate.accuracy(*models.freeze(case.base.model, weights), rest))
 
-    rows = tuple(
+    rows: list[tuple[Cell, ...]] = [
         (n, r.radius, r.accuracy[0], r.accuracy[-1], max(r.accuracy), r.distance[-1], elsewhere(weights))
         for n, r, weights in done
-    )
-    columns = ("model", "l2 radius", "before", "after", "peak", "distance used", "other classes after")
-    tables: tuple[Table, ...] = (Table("Recovery in a ball of weights", columns, rows, note),)
+    ]
+    columns: tuple[str, ...] = ("model", "l2 radius", "before", "after", "peak", "distance used", "other classes after")
+    if (language := case.base.language) is not None:  # a model may have been made to write no label at all
+        ends = [[float(texts.written(language, w, target.shown).mean()) for w in (attacked[n].weights, w)] for n, _, w in done]
+        columns += ("label written before", "label written after")
+        rows = [(*row, *pair) for row, pair in zip(rows, ends)]
+    tables: tuple[Table, ...] = (Table("Recovery in a ball of weights", columns, tuple(rows), note),)
     values: dict[str, Any] = {"recovery": [dataclasses.asdict(r) for r in mine]}
     if case.reference:
         values["recovery_retrained"] = [dataclasses.asdict(r) for name, r, _ in done if name != THIS]
@@ -121,7 +125,9 @@ def _recover(case, name: str, model: lineage.Trained, share: float) -> tuple[aud
 
     radius = audit.absolute_radius(model.weights.params, share, config.only) if config.relative else share
     transform = train.clipped_sgd(config.lr, 0.9, 5e-4)
-    method = audit.attack(model.model, transform, shape=config.shape, statistics=config.statistics, only=config.only)
+    method = audit.attack(
+        model.model, transform, shape=config.shape, statistics=config.statistics, only=config.only, loss=model.loss
+    )
     each = sets.steps(int(hints.mask.sum()), config.batch, 1)
     of = "" if name == THIS else f" {name}"
     state, history = runs.resumable(
