@@ -55,6 +55,14 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
+def test_simnpo_knows_the_lengths_of_the_labels(root, tmp_path):
+    how = ("--forget-class", 0, "--batch", 16, "--method", "simnpo", "--lr", 0.02, "--epochs", 6, "--run", tmp_path / "s")
+    assert inside("unlearn", "--from", root / "t", *how) == 0
+    written = result(tmp_path / "s")["values"]["written"]
+    assert written["after"]["Dc"] < written["before"]["Dc"]
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

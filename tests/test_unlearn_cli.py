@@ -83,6 +83,7 @@ METHODS = {
     "gradient-ascent": ("class", "--epochs 1 --reference R/retrain"),
     "neggrad-plus": ("clean", "--epochs 1 --retain-weight 0.8"),
     "npo": ("class", "--epochs 1 --hold kl --beta 0.2"),
+    "simnpo": ("mask", "--epochs 1 --beta 2"),
     "random-labels": ("two", "--epochs 1"),
     "salun": ("protected", "--epochs 1 --share 0.3"),
     "scrub": ("class", "--epochs 2 --rewind"),
@@ -153,7 +154,7 @@ def test_methods_are_those_of_the_configuration():
 
 
 # One more of a kind: their recipes and the options of the command line have tests of their own.
-SECOND = ("unsir", "salun", "scrub", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
+SECOND = ("simnpo", "unsir", "salun", "scrub", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
 
 
 @pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) if name in SECOND else name for name in METHODS])
@@ -386,7 +387,7 @@ def test_seconds_are_those_of_all_processes(method, stops, root, tmp_path, inter
 
 # what is typed after `unlearn --run N --from R/victim --method`, and what the one sentence says
 REFUSED = {
-    "another's option": (f"finetune {CLASS} --beta 0.1", "--beta belongs to npo; finetune does not read it"),
+    "another's option": (f"finetune {CLASS} --beta 0.1", "--beta belongs to npo, simnpo; finetune does not read it"),
     "another's flag": (f"npo {CLASS} --rewind", "--rewind belongs to scrub"),
     "another's default": (f"finetune {CLASS} --delta 1e-3", "--delta belongs to noisy, noisy-clip, output-noise"),
     "another's comparator": (f"ssd {CLASS} --comparator from_centre", "--comparator belongs to noisy"),

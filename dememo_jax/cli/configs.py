@@ -158,8 +158,8 @@ class Unlearn:
     """A train run, or an unlearn run to forget more."""
     method: Forget = "finetune"
     """Exact: retrain. On the retain set alone: finetune, l1-sparse, cf-k, eu-k. On the forget set alone: gradient-ascent,
-    boundary-shrink, boundary-expand. On both: neggrad-plus, npo, random-labels, salun, scrub, bad-teacher, unsir. In one step:
-    influence, ssd. Certified: noisy, noisy-clip, output-noise."""
+    boundary-shrink, boundary-expand. On both: neggrad-plus, npo, simnpo, random-labels, salun, scrub, bad-teacher, unsir. In
+    one step: influence, ssd. Certified: noisy, noisy-clip, output-noise."""
     forget_class: tuple[int, ...] = ()
     """Classes to forget."""
     forget_share: float = 1.0
@@ -183,9 +183,9 @@ class Unlearn:
     statistics: Literal["fit", "frozen"] = "fit"
     """Batch norm while descending: in training mode, as published, or left as it is."""
     retain_weight: float | None = None
-    """neggrad-plus: share of the retain loss (0.9). npo: weight of the retain term (1); 0 is npo alone."""
+    """neggrad-plus: share of the retain loss (0.9). npo, simnpo: weight of the retain term (1); 0 is without it."""
     beta: float | None = None
-    """npo: inverse temperature (0.1)."""
+    """Inverse temperature of npo (0.1), of simnpo (4.5)."""
     hold: Literal["nll", "kl"] | None = None
     """npo: what the retain term is, the loss or the divergence from the given model."""
     share: float | None = None

@@ -20,7 +20,7 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
 Precision = Literal["float32", "bfloat16"]
 Forget = Literal[
-    "retrain", "finetune", "gradient-ascent", "neggrad-plus", "npo", "random-labels", "salun", "scrub", "bad-teacher",
+    "retrain", "finetune", "gradient-ascent", "neggrad-plus", "npo", "simnpo", "random-labels", "salun", "scrub", "bad-teacher",
     "l1-sparse", "boundary-shrink", "boundary-expand", "unsir", "cf-k", "eu-k", "ssd", "influence", "noisy", "noisy-clip",
     "output-noise",
 ]  # fmt: skip

@@ -94,6 +94,12 @@ def _npo(job: Job) -> unlearn.Unlearner:
     return job.descend(unlearn.npo, **job.given(beta="beta", retain="retain_weight", hold="hold"))
 
 
+def _simnpo(job: Job) -> unlearn.Unlearner:
+    language = job.base.language
+    lengths = None if language is None else tuple(len(label) for label in language.labels)
+    return job.descend(unlearn.simnpo, lengths=lengths, **job.given(beta="beta", retain="retain_weight"))
+
+
 def _random(job: Job) -> unlearn.Unlearner:
     return job.descend(unlearn.random_labels, classes=job.base.classes)
 
@@ -187,6 +193,7 @@ KINDS: dict[str, Kind] = {
         ("retain_weight",),
     ),
     "npo": Kind(_npo, (10, 0.01), (10, 0.01), ("beta", "retain_weight", "hold")),
+    "simnpo": Kind(_simnpo, (10, 0.01), (10, 0.01), ("beta", "retain_weight")),
     "random-labels": Kind(_random, (10, 0.01), (10, 0.1)),
     "salun": Kind(_salun, (10, 0.013), (10, 0.1), ("share",)),
     "scrub": Kind(_scrub, (10, 5e-4), (10, 0.02), ("forget_rounds", "rewind")),
