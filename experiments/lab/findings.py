@@ -122,3 +122,10 @@ TEXT = (
     Finding("4", "GA and NPO leave more than retraining (the lesser of them; retrained)",
             lambda n: (float(np.min([mean(n, "ga"), mean(n, "npo")])), mean(n, "retrain"))),
 )  # fmt: skip
+
+TEXT_RECOVERY = (
+    Finding("12", "A modest ball brings an unlearned task back (NPO: best of the attack; before)",
+            lambda n: (mean(n, "back", kind=("NPO",)), mean(n, "before", kind=("NPO",)))),
+    Finding("12", "and further than from the retrained network (mean of FT, GA, NPO; RT)",
+            lambda n: (mean(n, "back", kind=("FT", "GA", "NPO")), mean(n, "back", kind=("RT",)))),
+)  # fmt: skip

@@ -78,7 +78,18 @@ def recovery(found: Found) -> str:
     for at, curves in _grouped(found, lambda row: row["accuracy"], "radius").items():
         ends = [(curve[0], max(curve)) for curve in curves.values()]
         lines.append([*at, *(percent(value) for value in np.mean(ends, axis=0)), str(len(ends))])
-    return markdown(lines)
+    return markdown(lines) + "\n" + verdicts(findings.TEXT_RECOVERY, _recovered(found), None)
+
+
+def _recovered(found: Found) -> dict:
+    """(method, task): of whole networks that learned RegText, before the attack and at its best in any of the balls."""
+    numbers: dict = {}
+    for task, kind, row in _rows(found):
+        if (kind, row["form"]) == ("regtext", "full"):
+            before, back = row["accuracy"][0], max(row["accuracy"])
+            known = numbers.setdefault((row["method"], task), {"before": before, "back": back})
+            known["back"] = max(known["back"], back)
+    return numbers
 
 
 def curves(found: Found) -> Plot:
