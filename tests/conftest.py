@@ -21,7 +21,8 @@ QUICK = {
     "test_engine", "test_estimates", "test_experiments", "test_landscape", "test_sharpness", "test_sharpness_cli",
     "test_heads", "test_langevin", "test_newton", "test_noisy", "test_objectives", "test_protect", "test_sharded",
     "test_readme", "test_shadows", "test_shortcut", "test_stream", "test_tangent", "test_training_cli", "test_unlearn_cli",
-    "test_text_cli", "test_text_experiments", "test_victims",
+    "test_nets", "test_pretrained", "test_recipes", "test_recovery", "test_text_cli", "test_text_experiments", "test_train",
+    "test_unlearn_recipes", "test_victims",
 }  # fmt: skip
 LONG = (
     "test_cli", "test_kill", "test_readme", "test_unlearn_cli", "test_audit_cli", "test_processes", "test_contract",

@@ -58,6 +58,7 @@ def test_down_has_the_law_of_a_dense_layer(digits):
     assert abs(np.std(down) * np.sqrt(3) / limit - 1) < 0.1
 
 
+@pytest.mark.slow  # the contract goes through an adapter as well
 def test_training_unlearning_recovery_and_certificates_act_on_the_adapter_alone(digits):
     training, test = digits
     _, base, adapter = adapted("mlp", digits, rank=4)

@@ -90,7 +90,7 @@ def test_many_models_and_their_null(root, tmp_path):
     assert "nearer to retrained: p-value" in (tmp_path / "a" / "result.json").read_text()
 
 
-@pytest.mark.parametrize("method", [pytest.param("ssd", marks=pytest.mark.slow), "noisy"])
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) for name in ("ssd", "noisy")])
 def test_methods_that_unlearn_one_by_one(root, tmp_path, method):
     how = ("--epochs", 1) if method == "noisy" else ()
     forget = ("unlearn", "--run", tmp_path / method, "--from", root / "victim", "--method", method, "--forget-class", 3)
@@ -120,6 +120,7 @@ def test_interrupted_cohorts_go_on(root, tmp_path, monkeypatch, capsys):
     assert result(tmp_path / "cut")["values"] == result(tmp_path / "whole")["values"]
 
 
+@pytest.mark.slow
 def test_neighbours_of_attacked_models_keep_to_the_certificate(root, tmp_path):
     asked = ("--attack", "recovery", "--radii", 0.01, 0.2, "--certificate", root / "bound", "--draws", 60)
     assert audited(root, tmp_path / "a", *asked) == 0

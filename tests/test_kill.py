@@ -59,8 +59,8 @@ def outcome(folder, arrays):
         return values, [file[name] for name in file]
 
 
-# Protection keeps its state as unlearning does.
-@pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s == "protect" else s for s in STAGES])
+# Protection keeps its state as unlearning does; draws that go on are in test_cli as well.
+@pytest.mark.parametrize("stage", ["unlearn", *(pytest.param(s, marks=pytest.mark.slow) for s in STAGES if s != "unlearn")])
 def test_killed_and_restarted_ends_bit_for_bit_the_same(stage, root, monkeypatch):
     arguments, arrays = STAGES[stage]
     command = [DEMEMO, *arguments.split()]

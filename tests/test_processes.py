@@ -99,6 +99,7 @@ def test_two_processes_give_the_draws_of_one(alone):
     ]
 
 
+@pytest.mark.slow
 def test_processes_that_draw_parts_of_their_own(alone, tmp_path):
     lines = two(PARTS, str(tmp_path / "part"))
     assert [line.split()[2:4] for (line,) in lines] == [["0", "4"], ["4", "41"]]

@@ -21,7 +21,7 @@ def made(name, key, data, mask):
 
 
 # Forms of a recipe that is here anyway, and long to compile.
-SECOND = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("tue-paper", "entf-push", "tap-untargeted")}
+SECOND = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("tue-paper", "entf-push", "tap-untargeted", "aue")}
 
 
 @pytest.mark.parametrize("name", [SECOND.get(name, name) for name in [*RECIPES, *SHORTCUTS]])

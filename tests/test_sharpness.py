@@ -191,6 +191,7 @@ class Bare(nnx.Module):
         return self.head(nnx.relu(self.hidden(x.reshape(len(x), -1))))
 
 
+@pytest.mark.slow
 def test_nnx_and_bare_functions_agree(digits):
     apply, params = models.freeze(model := models.from_nnx(lambda rngs: Bare(rngs)), model.init(KEY, digits.x[:1]))
 

@@ -114,8 +114,10 @@ def test_what_a_stream_refuses(folder, tmp_path):
 
 @pytest.mark.parametrize(
     "net",
-    [nets.ViT(3, patch=16, width=24, depth=2, heads=2), nets.ResNet(3, (1, 1, 1, 1), width=8, stem="large")],
-    ids=["vit", "large stem"],
+    [
+        pytest.param(nets.ViT(3, patch=16, width=24, depth=2, heads=2), id="vit"),
+        pytest.param(nets.ResNet(3, (1, 1, 1, 1), width=8, stem="large"), id="large stem", marks=pytest.mark.slow),
+    ],
 )
 def test_networks_for_large_images_learn_from_the_stream(folder, net):
     stream = sources.stream(str(folder), side=64, batch=18)

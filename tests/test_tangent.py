@@ -50,7 +50,7 @@ def empirical(x, width, depth, seed):
     return sum(part @ part.T for part in rows)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kernel_is_that_of_wide_networks(depth):
     x = jax.random.uniform(jax.random.key(3), (4, 6)) * jnp.asarray([[1.0], [0.2], [1.0], [2.0]])
     network = jax.jit(lambda seed: empirical(x, 1500, depth, seed))

@@ -174,6 +174,7 @@ def test_bfloat16_trains_as_float32_does():
     assert abs(found[0] - found[1]) < 0.01
 
 
+@pytest.mark.slow
 def test_large_images_train():
     """The stem for 224 x 224, the augmentation of ImageNet and AdamW in half precision, on images told apart by brightness."""
     shade = np.linspace(0.2, 0.8, 2)[np.arange(8) % 2]
