@@ -36,7 +36,7 @@ def test_likelihoods_are_sums_over_the_answers_tokens(labels):
                 total += float(jax.nn.log_softmax(inner.apply(weights, jnp.asarray([known]))[0, -1])[token])
                 known.append(token)
             assert value == pytest.approx(total, rel=1e-4, abs=1e-4)
-    np.testing.assert_allclose(model.fit(weights, X, KEY)[0], found, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.fit)(weights, X, KEY)[0], found, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(
         losses.label_nll(found, jnp.asarray([0, 1, 2, 0])), -np.asarray(found)[range(4), [0, 1, 2, 0]]
     )
