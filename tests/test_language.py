@@ -135,7 +135,7 @@ def test_an_adapter_with_zero_init_leaves_logits_unchanged():
 @pytest.mark.parametrize(
     ("how", "tokens", "says"),
     [({"key_heads": 4}, TOKENS, "evenly"), ({"head": 3}, TOKENS, "even head width"), ({}, TOKENS[0], r"tokens \[B, L\]"),
-     ({}, TOKENS.astype(np.float32), "whole numbers")],
+     ({}, TOKENS.astype(np.float32), "whole numbers"), ({"longest": 8}, TOKENS, "9 tokens are longer than the 8")],
 )  # fmt: skip
 def test_refused(how, tokens, says):
     with pytest.raises(BadInput, match=says):

@@ -130,3 +130,10 @@ def test_refused_files(tmp_path):
     (path / "config.json").write_text("{")
     with pytest.raises(BadInput, match="not JSON"):
         sources.decoder(path)
+
+
+def test_rows_longer_than_the_released_model_are_refused(tmp_path):
+    net, weights = sources.decoder(folder(tmp_path, CONFIG | {"max_position_embeddings": 10}))
+    model = models.from_linen(net)
+    with pytest.raises(BadInput, match="11 tokens are longer than the 10"):
+        model.apply(weights, TOKENS)

@@ -20,12 +20,13 @@ class Decoder(nn.Module):
     remat: recompute blocks in the backward pass instead of keeping their activations. dtype: of the arithmetic, with
     parameters in float32; norms, rotations and softmax are in float32.
 
+    longest: tokens of a row at most, as a released model says; None: any number, which rotary positions allow.
     last: logits of the last so many positions only, [B, last, vocab]: where only what follows a text is asked for, the head,
     which is most of a small network, need not run over the text. None: all of them.
 
     pad: the token that fills rows up on the left or on the right, which makes the padding mask: it is never attended to, and
-    positions count the other tokens only. Raises BadInput, while tracing, for widths that do not divide, or tokens that are
-    no whole numbers.
+    positions count the other tokens only. Raises BadInput, while tracing, for widths that do not divide, tokens that are
+    no whole numbers, and rows that are too long.
     """
 
     vocab: int
@@ -40,6 +41,7 @@ class Decoder(nn.Module):
     base: float = 10_000.0
     epsilon: float = 1e-5
     pad: int = 0
+    longest: int | None = None
     last: int | None = None
     remat: bool = False
     dtype: Any = None
@@ -48,6 +50,8 @@ class Decoder(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         require(tokens.ndim == 2, f"expected tokens [B, L], got shape {list(tokens.shape)}")
         require(jnp.issubdtype(tokens.dtype, jnp.integer), f"tokens must be whole numbers, got {tokens.dtype}")
+        fits = self.longest is None or tokens.shape[1] <= self.longest
+        require(fits, f"rows of {tokens.shape[1]} tokens are longer than the {self.longest} that this model was made for")
         require(self.heads % self.key_heads == 0, f"{self.heads} heads do not share {self.key_heads} key heads evenly")
         head = self.width // self.heads if self.head is None else self.head
         require(head % 2 == 0, f"rotary positions need an even head width, got {head}")

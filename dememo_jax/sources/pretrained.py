@@ -91,6 +91,7 @@ def _read(folder: Path) -> dict[str, Any]:
         "head": config.get("head_dim"),
         "window": config.get("sliding_window") if family == "mistral" else None,
         "tied": bool(config.get("tie_word_embeddings", False)),
+        "longest": config.get("max_position_embeddings"),
         "base": float(rotary.get("rope_theta", config.get("rope_theta", 10_000.0))),
     }
 
