@@ -11,7 +11,7 @@ support one the bound is null and the reason stands beside it.
 import jax
 import numpy as np
 
-from dememo_jax import certify, data, keys, tree
+from dememo_jax import data, keys
 from dememo_jax.models import freeze
 from lab import models, table
 from lab.classes import asked, names, versions
@@ -22,23 +22,14 @@ def compute(world: World, name: str) -> dict:
     kind, label = asked(name)
     training, test = models.sets_of(world)
     seed, preset = world.preset.seeds[0], world.preset
-    shown, key = data.select(test, np.asarray(test.y) == label), jax.random.key(seed)
+    of_class, key = data.select(test, np.asarray(test.y) == label), jax.random.key(seed)
+    shown = data.make(of_class.x, of_class.y)
     control = models.kept(world, "clean", lambda: models.learned(world, "victim", training, seed, what="victim"))
     rows = []
     for method, scale, weights in [*versions(world, kind, label), ("Clean control", "", control)]:
-        row = {"method": method, "scale": scale}
-        if not tree.finite(weights):
-            rows.append(row | {"bounds": None, "reason": "diverged"})
-            continue
-        frozen = freeze(world.model, weights)
-        found = certify.depth(
-            *frozen, data.make(shown.x, shown.y), keys.named(key, f"{name} {method} {scale}"), sigma=preset.sigma,
-            eta=preset.etas, draws=preset.draws, side="upper",
-        )  # fmt: skip
-        bounds = [{"eta": one.eta, "upper": one.upper, "quantile": one.quantile, "reason": one.reason} for one in found.rows]
-        rows.append(row | {"bounds": bounds, "noise norm": found.noise_norm})
-    claim = {"q": 0.9, "alpha": 0.01, "sigma": preset.sigma, "draws": preset.draws}
-    return {"value": rows, "images": [len(training.y), len(test.y)], "claim": claim}
+        at = keys.named(key, f"{name} {method} {scale}")
+        rows.append({"method": method, "scale": scale} | models.depth(preset, freeze(world.model, weights), weights, shown, at))
+    return {"value": rows, "images": [len(training.y), len(test.y)], "claim": models.claim(preset)}
 
 
 def main(argv=None):

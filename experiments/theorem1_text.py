@@ -10,8 +10,8 @@ forgot.
 
 import jax
 
-from dememo_jax import certify, keys, tree
-from lab import table, texts
+from dememo_jax import keys, tree
+from lab import models, table, texts
 from lab.texts import TextWorld
 
 
@@ -21,17 +21,9 @@ def compute(world: TextWorld, name: str) -> dict:
     shown, key, rows = texts.of_task(world, task, test), jax.random.key(world.preset.seeds[0]), []
     for version in texts.versions(world, task, kind):
         row = {"method": version.method, "form": version.form, "parameters": tree.size(version.weights.params)}
-        if not tree.finite(version.weights.params):
-            rows.append(row | {"bounds": None, "reason": "diverged"})
-            continue
-        found = certify.depth(
-            *texts.frozen(world, version, task), shown, keys.named(key, f"{name} {version.method} {version.form}"),
-            sigma=preset.sigma, eta=preset.etas, draws=preset.draws, side="upper",
-        )  # fmt: skip
-        bounds = [{"eta": one.eta, "upper": one.upper, "quantile": one.quantile, "reason": one.reason} for one in found.rows]
-        rows.append(row | {"bounds": bounds, "noise norm": found.noise_norm})
-    claim = {"q": 0.9, "alpha": 0.01, "sigma": preset.sigma, "draws": preset.draws}
-    return {"value": rows, "texts": [len(training.y), len(test.y)], "claim": claim}
+        at = keys.named(key, f"{name} {version.method} {version.form}")
+        rows.append(row | models.depth(preset, texts.frozen(world, version, task), version.weights, shown, at))
+    return {"value": rows, "texts": [len(training.y), len(test.y)], "claim": models.claim(preset)}
 
 
 def main(argv=None):

@@ -157,6 +157,12 @@ def augmentation(name: str) -> Augment | None:
 Trainer = TypeVar("Trainer", bound=Train | Sisa)
 
 
+def check_origin(config: Train | Sisa) -> None:
+    """BadInput for a protect run and data of one's own at once."""
+    known = config.source is None or (config.data is None is config.side and config.text == TEXT)
+    require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
+
+
 def settled(config: Trainer) -> Trainer:
     """With an optimizer, a learning rate and a weight decay: as asked, or as the SoK has them on CIFAR-10.
 

@@ -9,7 +9,7 @@ import numpy as np
 from dememo_jax import data as sets
 from dememo_jax import keys, protect, release, report, sources
 from dememo_jax.cli import injecting, lineage, recipes, runs, victims
-from dememo_jax.cli.configs import Protect, RegText
+from dememo_jax.cli.configs import REGTEXT, Protect
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.report import Section, Table
 from dememo_jax.types import Dataset, Method, Perturbation
@@ -22,7 +22,7 @@ def protect_data(config: Protect) -> dict:
     if sources.is_texts(config.data):
         return injecting.protect_texts(config)
     require(config.method != "regtext", f"regtext protects texts, a .tsv or .jsonl as --data; {config.data} has images")
-    require(config.regtext == RegText(), f"--regtext.* are settings of regtext; {config.method} does not read them")
+    require(config.regtext == REGTEXT, f"--regtext.* are settings of regtext; {config.method} does not read them")
     started = runs.clock(config.run)
     base = lineage.clean(config.data, config.data_dir, config.side, config.text)
     base.model_of(config.model)

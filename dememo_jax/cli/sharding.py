@@ -22,7 +22,7 @@ from dememo_jax import checkpoint, keys, models, report, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax.cli import console, lineage, runs, selection
-from dememo_jax.cli.configs import TEXT, Sisa
+from dememo_jax.cli.configs import Sisa
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
 from dememo_jax.unlearn import ensemble, sharded, shards
@@ -41,8 +41,7 @@ def sisa(config: Sisa) -> dict:
     """`dememo sisa`: check everything, claim the folder, log the request, work, write."""
     started = time.monotonic()
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, width=config.width)
-    known = config.source is None or (config.data is None is config.side and config.text == TEXT)
-    require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
+    lineage.check_origin(config)
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
         base = lineage.clean(config.data or "digits", config.data_dir, config.side, config.text)

@@ -12,7 +12,7 @@ from dememo_jax import checkpoint, keys, loop, models, projected, sources
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax.cli import console, lineage, recipes, runs, texts
-from dememo_jax.cli.configs import TEXT, Protect, Train
+from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
 from dememo_jax.report import Cell, Plot, Section, Table
@@ -53,8 +53,7 @@ def _count(seen: Dataset | Stream) -> int:
 def train_victim(config: Train) -> dict:
     """`dememo train`."""
     started = runs.clock(config.run)
-    known = config.source is None or (config.data is None is config.side and config.text == TEXT)
-    require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
+    lineage.check_origin(config)
     whole = config.source is not None or config.protected_classes or config.random_labels
     require(
         not (config.stream and whole),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import audit, cells, checkpoint, evaluate, keys, loop, models, report, sources, train, tree, unlearn
+from dememo_jax import audit, cells, certify, checkpoint, evaluate, keys, loop, models, report, sources, train, tree, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import configs, lineage, protecting, runs
 from dememo_jax.types import Dataset, Model, Perturbation, Weights
@@ -24,15 +24,21 @@ scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch"))
 
 
 @dataclass(frozen=True)
-class World:
-    """A preset, its data, and the folder where noise and weights are kept."""
+class Place:
+    """A preset, its data, and the folder where noise and weights are kept; a kind of data says what `sets` and `model` are."""
 
-    preset: Preset
+    preset: Any
     data: str
     work: Path
 
     def __hash__(self) -> int:
         return hash((self.preset.name, self.data, self.work, self.preset.batch))
+
+
+class World(Place):
+    """Of images."""
+
+    preset: Preset
 
     @property
     def sets(self) -> tuple[Dataset, Dataset]:
@@ -200,6 +206,20 @@ def membership(frozen, seen: Dataset, training: Dataset, test: Dataset, forget: 
     members = np.flatnonzero(~forget)[: len(strange)]
     known = (shown[members], labels[members]), (strange, np.asarray(test.y))
     return audit.membership_scores(*known, (clean[forget], labels[forget]))
+
+
+def depth(preset: Any, frozen, weights: Weights, shown: Dataset, key) -> dict[str, Any]:
+    """What stands in a row of Theorem 1: an upper bound at every radius, or null and the reason."""
+    if not tree.finite(weights):
+        return {"bounds": None, "reason": "diverged"}
+    found = certify.depth(*frozen, shown, key, sigma=preset.sigma, eta=preset.etas, draws=preset.draws, side="upper")
+    bounds = [{"eta": one.eta, "upper": one.upper, "quantile": one.quantile, "reason": one.reason} for one in found.rows]
+    return {"bounds": bounds, "noise norm": found.noise_norm}
+
+
+def claim(preset: Any) -> dict[str, float]:
+    """What the bounds of `depth` say they are."""
+    return {"q": 0.9, "alpha": 0.01, "sigma": preset.sigma, "draws": preset.draws}
 
 
 def stamp(world: Any, started: float, seed: int) -> dict[str, Any]:

@@ -128,8 +128,14 @@ def depth_table(found: dict[str, dict]) -> str:
     lines = [head]
     for at, bounds in rows.items():
         each = [bounds.get(eta, [None]) for eta in etas]
-        lines.append([*at, *("abstains" if None in uppers else percent(max(uppers)) for uppers in each)])
+        lines.append([*at, *map(largest, each)])
     return markdown(lines)
+
+
+def largest(uppers: list[float | None]) -> str:
+    """Of upper bounds, none where one of them abstains."""
+    known = [upper for upper in uppers if upper is not None]
+    return percent(max(known)) if len(known) == len(uppers) else "abstains"
 
 
 def radius_table(found: dict[str, dict]) -> str:

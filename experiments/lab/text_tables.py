@@ -7,7 +7,7 @@ import numpy as np
 
 from dememo_jax.report import Plot
 from lab import findings
-from lab.tables import markdown, percent, verdicts
+from lab.tables import largest, markdown, percent, verdicts
 
 COLUMNS = {"clean": ("clean", "Before"), "regtext": ("regtext", "Before"), "retrain": ("regtext", "RT"),
            "ga": ("regtext", "GA"), "npo": ("regtext", "NPO"), "ft": ("regtext", "FT")}  # fmt: skip
@@ -111,10 +111,8 @@ def depth(found: Found) -> str:
     etas = sorted({one["eta"] for _, _, row in _rows(found) for one in row["bounds"] or []})
     lines = [["learned from", "network", "parameters", "how many", *(f"eta {eta:g}" for eta in etas)]]
     for at, rows in groups.items():
-        uppers = {eta: [_upper(row, eta) for row in rows.values()] for eta in etas}
         count = next(iter(rows.values()))["parameters"]
-        shown = ("abstains" if None in each else percent(max(each)) for each in uppers.values())
-        lines.append([*at, f"{count:,}", *shown])
+        lines.append([*at, f"{count:,}", *(largest([_upper(row, eta) for row in rows.values()]) for eta in etas)])
     return markdown(lines)
 
 

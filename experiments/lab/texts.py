@@ -13,7 +13,7 @@ import optax
 from dememo_jax import adapters, data, keys, likelihood, losses, models, nets, protect, sources, train, unlearn
 from dememo_jax.errors import require
 from dememo_jax.types import Dataset, Model, Weights
-from lab.models import kept, network, scan
+from lab.models import Place, kept, network, scan
 from lab.presets import Learning
 
 KINDS, FORMS = ("clean", "regtext"), ("full", "adapter")
@@ -86,16 +86,10 @@ PRESETS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TextWorld:
-    """A preset, the folder of the texts, and the folder where weights are kept."""
+class TextWorld(Place):
+    """Of texts: `data` is the folder of their files."""
 
     preset: TextPreset
-    data: str
-    work: Path
-
-    def __hash__(self) -> int:
-        return hash((self.preset.name, self.data, self.work, self.preset.batch))
 
     @property
     def sets(self) -> tuple[Dataset, Dataset]:
@@ -126,9 +120,8 @@ class Part(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def corpus(world: TextWorld) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """Training and test texts of every task: the first of each label that are long enough."""
-    preset = world.preset
-    parts = tuple(tuple(_part(world, name, split) for name in preset.tasks) for split in ("train", "test"))
-    return parts  # type: ignore[return-value]
+    training, test = (tuple(_part(world, name, split) for name in world.preset.tasks) for split in ("train", "test"))
+    return training, test
 
 
 def _part(world: TextWorld, name: str, split: str) -> Part:
