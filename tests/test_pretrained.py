@@ -127,8 +127,12 @@ def test_refused_files(tmp_path):
     (path / "model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"no file model\.safetensors"):
         sources.decoder(path)
+    for index, says in (("{", r"index\.json: not JSON"), ("{}", r"index\.json: no entry weight_map")):
+        (path / "model.safetensors.index.json").write_text(index)
+        with pytest.raises(BadInput, match=says):
+            sources.decoder(path)
     (path / "config.json").write_text("{")
-    with pytest.raises(BadInput, match="not JSON"):
+    with pytest.raises(BadInput, match=r"config\.json: not JSON"):
         sources.decoder(path)
 
 

@@ -68,10 +68,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """Arguments of `nets.Decoder`."""
     path = folder / "config.json"
     require(path.is_file(), f"{path}: no such file; expected the folder of a released model")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not JSON ({error.msg})") from None
+    config = _json(path)
     family = config.get("model_type")
     require(family in FAMILIES, f"{path}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}")
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -96,10 +93,19 @@ def _read(folder: Path) -> dict[str, Any]:
     }
 
 
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON ({error.msg})") from None
+
+
 def _files(folder: Path) -> list[Path]:
     names = [WHOLE]
     if (folder / INDEX).is_file():
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        places = _json(folder / INDEX).get("weight_map")
+        require(places, f"{folder / INDEX}: no entry weight_map, which says in which file a tensor is")
+        names = sorted(set(places.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     require(not missing, f"{folder}: no file {', '.join(missing)}")
     return [folder / name for name in names]
