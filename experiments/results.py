@@ -42,6 +42,29 @@ TITLES = {
     "theorem1_text": "Theorem 1 for text: certified upper bounds, % (q = 0.9, confidence 0.99), on the task's test texts",
     "ud": "Unlearnable Distance, by the paper's solver, and clean test accuracy, % (in brackets)",
 }
+NOTES = {
+    "figure09": """
+Test accuracy at the best moment of the attack; a radius is a distance in the space of all weights.
+""",
+    "figure02": """
+The attack moves the weights within the radius on a tenth of the class's images; it is scored at its best moment.
+Other classes: what they have left when it ends, so that a network that answers one class to everything is seen.
+""",
+    "theorem1": """
+For every move of the weights by at most eta, accuracy stays at or below the bound with probability q under the noise.
+The largest of a row's cells; it abstains where the bound needs more draws of noise than were made.
+""",
+    "theorem2": """
+Several references were made by certified unlearning and bounded as in Theorem 1, and then a few runs more.
+Below tau: references with a bound of at most 10 %. Promised: the probability that any other run has such a bound too, by
+(epsilon, delta) and, sharper, by Gaussian DP. Runs, seen: those that were made and have it. The ball lies around one reference
+and holds the others. In the second table the probability is that the recovery attack gets above the threshold. Confidence 0.98.
+""",
+    "ud": """
+UD: layers that a network trained on the perturbed images can still learn through, over those of one trained on clean images
+(1: as many; 0: none).
+""",
+}
 MORE = {
     "figure19": tables.share_table, "figure09": tables.radius_table,
     "figure02": lambda found: (
@@ -65,7 +88,7 @@ LEVELS = {
 }  # fmt: skip
 
 
-def section(title: str, found: dict[str, dict]) -> str:
+def section(title: str, found: dict[str, dict], note: str = "") -> str:
     """What stands under a table's name: how many cells, on what, in how long."""
     measured, first = [cell["measured"] for cell in found.values()], next(iter(found.values()))
     devices = ", ".join(sorted({one["device"] for one in measured}))
@@ -74,7 +97,7 @@ def section(title: str, found: dict[str, dict]) -> str:
     count, hours = first[what], sum(one["seconds"] for one in measured) / 3600
     return (
         f"\n### {title}\n\n{len(found)} cells; {count[0]:,} training and {count[1]:,} test {what}; {devices}, jax "
-        f"{measured[0]['jax']}; {hours:.2f} hours in all; seed {first['seed']}; commit {commits}.\n\n"
+        f"{measured[0]['jax']}; {hours:.2f} hours in all; seed {first['seed']}; commit {commits}.\n{note}\n"
     )
 
 
@@ -123,12 +146,12 @@ def synergies(known: dict[str, dict]) -> str:
 
 
 def one_preset(root: Path, pictures: Path) -> str:
-    full, text = root.name.startswith("paper"), f"\n## Preset {root.name}\n"
+    full, text = root.name.startswith("paper"), ""
     known = {table: cells.done(root / table) for table in TITLES}
     for table, found in known.items():
         if not found:
             continue
-        text += section(TITLES[table], found)
+        text += section(TITLES[table], found, NOTES.get(table, ""))
         if table == "table03":
             text += efficacy(found, PRESETS[root.name].dataset if full else "cifar10", full)
         elif table in LEVELS:
@@ -140,7 +163,9 @@ def one_preset(root: Path, pictures: Path) -> str:
         text += "".join(picture(draw(found), root.name, pictures) for draw in figures.DRAWN.get(table, ()))
     if known["table14"] and known["table10"]:
         text += synergies(known)
-    return text
+    held, failed = (text.count(f"| {word} |\n") for word in ("yes", "no"))
+    tally = f"{held} of the papers' findings hold here and {failed} do not, each under its table."
+    return f"\n## Preset {root.name}\n\n{tally}\n{text}"
 
 
 def picture(plot: report.Plot | None, preset: str, folder: Path) -> str:

@@ -1,6 +1,7 @@
 """The scripts of the papers' tables at their smallest preset, their command line, and the page made of their cells."""
 
 import json
+import re
 
 import benchmark_ud
 import figure02_recovery
@@ -86,6 +87,9 @@ def test_the_page(folders, names):
     text = results.main(root / "results", root / "RESULTS.md")
     assert (root / "RESULTS.md").read_text() == text
     assert "## Preset smoke" in text
+    asked = text.count("| yes |\n") + text.count("| no |\n")
+    held, failed = map(int, re.search(r"(\d+) of the papers' findings hold here and (\d+) do not", text).groups())
+    assert held + failed == asked > 0
     assert "| ops |" in text
     assert all(f"### {results.TITLES[name]}" in text for name in names)
     assert "### Table 5" in text
