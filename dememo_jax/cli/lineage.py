@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import augment, checkpoint, evaluate, files, losses, models, nets, report, sources
+from dememo_jax import augment, checkpoint, evaluate, losses, models, nets, report, sources
 from dememo_jax import data as sets
 from dememo_jax import train as training
 from dememo_jax.augment import Augment
@@ -275,7 +275,7 @@ def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None, 
 def keep_tokenizer(folder: Path, base: Known) -> None:
     """The run folder holds the tokenizer that its weights or its perturbation belong to; of images nothing."""
     if base.language is not None:
-        files.write_atomic(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
+        report.write_atomic(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
 
 
 def _weights(folder: Path, net: Model, base: Source) -> Weights:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import __version__, checkpoint, files, loop, report, sources
+from dememo_jax import __version__, checkpoint, loop, report, sources
 from dememo_jax.cli import configs, console
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
@@ -68,10 +68,11 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
         known = read(folder)["config"]
         written = {name: config[name] for name in config if name in known}  # a field younger than the folder stays out of it
         known = _completed(known, config)
+        names = sorted(known.keys() | config.keys())
         if grows is not None and known.get(grows, 0) < config[grows]:
             known = {**known, grows: config[grows]}
-        holds = f"{folder} holds a run with another configuration"
-        files.same(known, config, holds=holds, remedy="Choose another --run")
+        differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
+        require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
         if (folder / RESULT).exists():
             done = json.loads((folder / RESULT).read_text())
             if _completed(done["config"], config) == json.loads(report.to_json(config)):
@@ -82,7 +83,7 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
     free = shutil.disk_usage(folder).free
     if free < MARGIN:
         raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
-    files.write_atomic(folder / CONFIG, report.to_json({"config": written}))
+    report.write_atomic(folder / CONFIG, report.to_json({"config": written}))
     return None
 
 
@@ -157,11 +158,11 @@ def finish(
     made = {"config": config, "measured": measured(started)}
     for section in sections:
         for plot in section.plots:
-            files.write_atomic(folder / f"{plot.name}.png", report.draw(plot))
+            report.write_atomic(folder / f"{plot.name}.png", report.draw(plot))
     title = f"dememo {config['command']}"
-    files.write_atomic(folder / "report.html", report.page(title, introduction, sections, folder, made))
+    report.write_atomic(folder / "report.html", report.page(title, introduction, sections, folder, made))
     done = {**made, "values": values, "sections": [dataclasses.asdict(section) for section in sections]}
-    files.write_atomic(folder / RESULT, report.to_json(done))
+    report.write_atomic(folder / RESULT, report.to_json(done))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return done
 
@@ -257,7 +258,7 @@ def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], N
         nonlocal saved
         if last or time.monotonic() - saved >= seconds:
             checkpoint.save(directory, step, state, meta)
-            files.write_atomic(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
+            report.write_atomic(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
             saved = time.monotonic()
 
     return offer

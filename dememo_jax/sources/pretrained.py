@@ -95,15 +95,17 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise BadInput(f"{path}: not JSON ({error.msg})") from None
+    require(isinstance(found, dict), f"{path}: expected a JSON object, got a {type(found).__name__}")
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
     names = [WHOLE]
     if (folder / INDEX).is_file():
-        places = _json(folder / INDEX).get("weight_map")
+        places = _json(folder / INDEX).get("weight_map", {})
         require(places, f"{folder / INDEX}: no entry weight_map, which says in which file a tensor is")
         names = sorted(set(places.values()))
     missing = [name for name in names if not (folder / name).is_file()]
