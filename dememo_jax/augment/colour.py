@@ -99,11 +99,14 @@ def turn_hue(x: Array, share: Array) -> Array:
     check_channels(x)
     if x.shape[-1] == 1:
         return x
-    high, chroma = x.max(-1), x.max(-1) - x.min(-1)
+    # Never equality with a maximum: where XLA computes x twice, roundings differ and no channel need be equal to it. The
+    # gradient of `max` divides by how many are.
     red, green, blue = x[..., 0], x[..., 1], x[..., 2]
+    high, low = _larger(red, _larger(green, blue)), -_larger(-red, _larger(-green, -blue))
+    chroma = high - low
     safe = jnp.where(chroma == 0, 1, chroma)  # a grey pixel has no hue, and its gradient must not be NaN
-    sixths = jnp.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    sixths = jnp.where(high == red, (green - blue) / safe, sixths) + 6 * share[..., 0]
+    sixths = jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / safe, sixths) + 6 * share[..., 0]
     around = [(offset + sixths) % 6 for offset in (5, 3, 1)]  # red, green and blue lie a third of a turn apart
     return jnp.stack([high - chroma * jnp.clip(jnp.minimum(a, 4 - a), 0, 1) for a in around], -1)
 
@@ -130,9 +133,15 @@ def solarize(x: Array, threshold: Array) -> Array:
 
 def stretch(x: Array) -> Array:
     """Every channel of every image from its own lowest to highest value onto [0, 1]; constant ones stay."""
-    low, high = x.min((1, 2), keepdims=True), x.max((1, 2), keepdims=True)
+    pixels = x.reshape(len(x), -1, x.shape[-1])
+    places = jnp.argmin(pixels, 1, keepdims=True), jnp.argmax(pixels, 1, keepdims=True)  # for the reason of `turn_hue`
+    low, high = (jnp.take_along_axis(pixels, at, 1)[:, None] for at in places)
     flat = high == low
     return jnp.where(flat, x, (x - low) / jnp.where(flat, 1, high - low))
+
+
+def _larger(one: Array, other: Array) -> Array:
+    return jnp.where(one >= other, one, other)
 
 
 def _away(x: Array, middle: Array, factor: Array) -> Array:
