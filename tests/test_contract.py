@@ -132,15 +132,7 @@ def test_contract_on_text(name, texts, tmp_path):
     keeps(*on_text(model)[name.removesuffix(" adapter")], texts, tmp_path)
 
 
-# Forms of a method that is here anyway, or that share its engine with one that is.
-SECOND = {
-    "protect tue-paper", "protect sem", "protect clog", "protect sep", "protect entf-pull", "protect tap-untargeted",
-    "protect hypo", "protect gray", "unlearn.npo alone", "unlearn.npo kl", "unlearn.noisy_model_clipping",
-    "unlearn.keeping scrub", "protect ue-s sapa",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SECOND else name for name in METHODS])
+@pytest.mark.parametrize("name", METHODS)
 def test_contract(name, examples, tmp_path):
     keeps(*METHODS[name], examples, tmp_path)
 

@@ -39,10 +39,6 @@ SCRIPTS = {
     "ud": (benchmark_ud, ["clean.resnet18.gray", "ops.resnet18.gray"], 14),
 }
 
-# Longer ones, made as the others are.
-LONGER = ("figure02", "theorem1", "theorem2")
-QUICK = [name for name in SCRIPTS if name not in LONGER]
-
 
 def shares(name, cell):
     """Everything in a cell that is an accuracy, or a bound of one."""
@@ -59,7 +55,7 @@ def shares(name, cell):
     return [value for row in rows for value in kinds.get(name, lambda row: row["accuracy"].values())(row)]
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LONGER)])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke(folders, name):
     how, root = folders
     script, some, count = SCRIPTS[name]
@@ -79,10 +75,9 @@ def test_smoke(folders, name):
     assert {path: path.stat().st_mtime_ns for path in before} == before  # a cell done is never done again
 
 
-@pytest.mark.parametrize("names", [QUICK, pytest.param([*SCRIPTS], marks=pytest.mark.slow)], ids=["quick", "all"])
-def test_the_page(folders, names):
+def test_the_page(folders):
     how, root = folders
-    for script, some, _ in (SCRIPTS[name] for name in names):
+    for script, some, _ in SCRIPTS.values():
         script.main([*how, "--only", *some])
     text = results.main(root / "results", root / "RESULTS.md")
     assert (root / "RESULTS.md").read_text() == text
@@ -91,10 +86,10 @@ def test_the_page(folders, names):
     held, failed = map(int, re.search(r"(\d+) of the papers' findings hold here and (\d+) do not", text).groups())
     assert held + failed == asked > 0
     assert "| ops |" in text
-    assert all(f"### {results.TITLES[name]}" in text for name in names)
+    assert all(f"### {results.TITLES[name]}" in text for name in SCRIPTS)
     assert "### Table 5" in text
     assert {path.name for path in (root / "figures").iterdir()} >= {
-        f"smoke-figure{number}.png" for number in ("05", "09", "19", *("02" for name in names if name == "figure02"))
+        f"smoke-figure{number}.png" for number in ("02", "05", "09", "19")
     }
     assert "paper |" not in text.replace("| paper | ours |", "")  # no column of the paper's beside a reduced preset's
 

@@ -5,8 +5,6 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
-import pytest
-
 from dememo_jax import audit, bounds, cli, sharpness, unlearn
 from dememo_jax.cli import configs, flags, forgetting, recipes
 from dememo_jax.protect import countermeasures
@@ -65,7 +63,6 @@ def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     assert "[[11  0]\n [ 0 11]]" in capsys.readouterr().out
 
 
-@pytest.mark.slow  # test_text_cli and the contract on text go the same ways
 def test_python_of_text_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = [f"{who} was {how}\t{label}" for who in "abcdefghij" for label, how in enumerate(("dull, sad", "fun, warm"))]
@@ -90,7 +87,6 @@ def test_python_of_audit_runs(capsys):
     assert "TwoSided(under=" in capsys.readouterr().out
 
 
-@pytest.mark.slow  # test_sharpness asks the same
 def test_python_of_sharpness_runs(capsys):
     (code,) = blocks("python", SHARPNESS)
     exec(compile(code, "sharpness.md", "exec"), {})

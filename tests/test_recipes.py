@@ -20,11 +20,7 @@ def made(name, key, data, mask):
     return SHORTCUTS[name][2](key, data, mask)
 
 
-# Forms of a recipe that is here anyway, and long to compile.
-SECOND = {name: pytest.param(name, marks=pytest.mark.slow) for name in ("tue-paper", "entf-push", "tap-untargeted", "aue")}
-
-
-@pytest.mark.parametrize("name", [SECOND.get(name, name) for name in [*RECIPES, *SHORTCUTS]])
+@pytest.mark.parametrize("name", [*RECIPES, *SHORTCUTS])
 def test_budget_mask_and_key(name):
     data, mask = examples()
     norm, budget = (NORMS[name], RADIUS) if name in RECIPES else SHORTCUTS[name][:2]

@@ -47,7 +47,6 @@ def test_every_network_has_its_row(made):
     assert [len(row["accuracy"]) for row in found["figure12"]["value"]] == [2] * 4  # before the attack, and its only epoch
 
 
-@pytest.mark.slow
 def test_bounds_of_whole_networks_and_adapters(made):
     root, _ = made
     rows = run(root, theorem1_text)["value"]
