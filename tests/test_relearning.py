@@ -9,7 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
-from dememo_jax import audit, certify, evaluate, keys, loop, models, sources, train, tree
+from dememo_jax import audit, certify, evaluate, keys, loop, losses, models, sources, train, tree
 from dememo_jax import data as sets
 from dememo_jax.errors import BadInput, NonFinite
 from dememo_jax.types import Dataset, Model, Weights
@@ -184,6 +184,15 @@ def test_statistics_are_frozen_unless_asked(how, reached):
     weights = Weights({"w": np.zeros(2, np.float32)}, np.float32(0))  # right once the statistics have moved
     found = audit.relearn(model, weights, data, data, KEY, goal=1.0, most=2, every=1, tx=STILL, batch=4, **how)
     assert found.steps == reached
+
+
+def test_the_loss_is_the_one_that_is_asked_for(digits, start, curve):
+    def other(logits, y):
+        return losses.cross_entropy(logits, 9 - y)
+
+    found = relearned(digits, start, 1.0, loss=other).accuracy
+    assert found[0] == curve[0]
+    assert max(found[1:]) < curve[0] < max(curve[1:])
 
 
 def test_only_the_hints_are_learned_from(digits, start):

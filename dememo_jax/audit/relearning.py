@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from dememo_jax import bounds, evaluate, keys, loop, models, montecarlo, train, tree
+from dememo_jax import bounds, evaluate, keys, loop, losses, models, montecarlo, train, tree
 from dememo_jax.audit.recovery import default_tx, hint_mask
 from dememo_jax.errors import require
-from dememo_jax.types import Apply, Array, Dataset, Key, Model, Params, Weights
+from dememo_jax.types import Apply, Array, Dataset, Key, Loss, Model, Params, Weights
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Relearning:
 def relearn(
     model: Model, weights: Weights, data: Dataset, evaluation: Dataset, key: Key, *, goal: float, hints: Array | None = None,
     most: int = 1000, every: int = 10, batch: int = 128, tx: optax.GradientTransformation | None = None,
-    statistics: str = "frozen", after: Callable[[int, float], None] | None = None,
+    statistics: str = "frozen", loss: Loss = losses.cross_entropy, after: Callable[[int, float], None] | None = None,
 ) -> Relearning:  # fmt: skip
     """Train on the hints without any ball until `evaluation` is answered with accuracy `goal`, looking every so many steps.
 
@@ -90,7 +90,7 @@ def relearn(
         return accuracy[-1] >= goal
 
     if accuracy[0] < goal:
-        method = train.sgd(model, tx, mode=statistics)
+        method = train.sgd(model, tx, loss=loss, mode=statistics)
         start = train.start(tx, weights)
         loop.run(method, keys.named(key, "relearn"), start, data, steps=most, every=every, after=look, batch=batch, mask=held)
     reached = looks[-1] if accuracy[-1] >= goal else None

@@ -234,7 +234,8 @@ def _relearn(case) -> Part:
     for name, model in models_of(case).items():
         found = audit.relearn(
             model.model, model.weights, case.hints.data, case.target.shown, case.key, goal=config.goal, most=MOST, every=EVERY,
-            batch=config.batch, tx=train.clipped_sgd(config.lr, 0.9, 5e-4), statistics=config.statistics, **_hinted(case),
+            batch=config.batch, tx=train.clipped_sgd(config.lr, 0.9, 5e-4), statistics=config.statistics,
+            loss=model.loss, **_hinted(case),
         )  # fmt: skip
         rows.append(
             (name, found.accuracy[0], "never" if found.steps is None else found.steps, found.accuracy[-1], found.looks[-1])
