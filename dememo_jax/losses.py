@@ -21,9 +21,10 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 def correct(logits: Array, labels: Array) -> Array:
     """1.0 where the largest logit is the label's, else 0.0; the first of equal logits wins, NaN is never right."""
     # On CPU an argmax is a slow scalar loop; whether any class stands before the label is one comparison and one reduction.
-    own, place = _of_label(logits, labels)[..., None], jnp.arange(logits.shape[-1])
-    before = ~(logits <= own) | ((logits == own) & (place < labels[..., None]))
-    return 1.0 - before.any(axis=-1).astype(jnp.float32)
+    # The label's own place is left out: a compiler may compute a logit twice, and round it otherwise the second time.
+    own, place, label = _of_label(logits, labels)[..., None], jnp.arange(logits.shape[-1]), labels[..., None]
+    before = jnp.where(place < label, ~(logits < own), ~(logits <= own)) & (place != label)
+    return 1.0 - (before.any(axis=-1) | jnp.isnan(own[..., 0])).astype(jnp.float32)
 
 
 def margin(logits: Array, labels: Array) -> Array:

@@ -43,6 +43,15 @@ def test_correct_breaks_ties_and_refuses_nan():
     nan = np.nan
     logits = jnp.array([[1.0, 1.0], [1.0, 1.0], [nan, 1.0], [nan, 1.0], [0.0, 2.0]])
     np.testing.assert_array_equal(losses.correct(logits, jnp.array([0, 1, 0, 1, 1])), [1, 0, 0, 0, 1])
+    one = jnp.array([[3.0], [jnp.nan]])  # a single class
+    np.testing.assert_array_equal(losses.correct(one, jnp.array([0, 0])), [1, 0])
+
+
+def test_correct_does_not_hang_on_a_logit_being_equal_to_itself(monkeypatch):
+    """As where a compiled program rounds the label's logit otherwise than the logits that it stands among."""
+    own = losses._of_label
+    monkeypatch.setattr(losses, "_of_label", lambda values, labels: own(values, labels) - 1e-6)
+    np.testing.assert_array_equal(losses.correct(LOGITS, LABELS), LOGITS.argmax(axis=-1) == LABELS)
 
 
 def test_gradients():
