@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dememo_jax import data, evaluate, keys, loop, protect, sharpness, tree
-from dememo_jax.cli import lineage
+from dememo_jax.cli import networks
 from dememo_jax.models import freeze
 from dememo_jax.protect import victim
 from lab import models, table
@@ -39,7 +39,7 @@ def compute(world: World, name: str) -> dict:
         seen = counter.prepare(keys.named(key, "prepare"), seen)
     module, every = preset.networks[net], data.steps(len(seen.y), preset.batch, 1)
     tx = models.optimiser(preset.learning[net], every * how.epochs[-1])
-    augment = lineage.augmentation(against) if against in PLAIN else None
+    augment = networks.augmentation(against) if against in PLAIN else None
     method = victim.learner(models.network(module), tx, every * how.epochs[-1], augment=augment, against=counter)
     at = jax.random.permutation(keys.named(key, "measured"), len(seen.y))[: how.images]
     measured, rows = data.take(seen, jnp.sort(at)), []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dememo_jax import checkpoint, cli
-from dememo_jax.cli import configs, lineage, sharding
+from dememo_jax.cli import configs, networks, sharding
 from dememo_jax.errors import BadInput
 from dememo_jax.unlearn import sharded
 
@@ -29,7 +29,7 @@ def lines(run):
 
 def stages(run):
     """Every stage on disk: its name and its arrays."""
-    model = lineage.model("mlp", 10)
+    model = networks.model("mlp", 10)
     like = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     kept = checkpoint.store(run / "stages", like, pytest.fail)
     return {name: [np.asarray(leaf) for leaf in jax.tree.leaves(kept.load(name))] for name in kept.names()}

@@ -9,7 +9,7 @@ import pytest
 from commands import inside, result
 
 from dememo_jax import cli, nets, train
-from dememo_jax.cli import configs, forgetting, lineage, runs, victims
+from dememo_jax.cli import configs, forgetting, lineage, networks, runs, victims
 
 YOUNG = ("optimizer", "schedule", "precision")  # fields that older folders do not have
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -54,7 +54,7 @@ def test_what_follows_trains_as_the_victim_did(halved, tmp_path, capsys):
     assert (epochs, lr) == (3, 0.005)
     job = forgetting.Job(config, base, np.asarray(base.train.y) == 0, epochs, lr)
     assert job.usual(57) is train.usual("adamw", "step", 0.005, 0.9, 0.05, 57)
-    assert base.trainee is lineage.model("mlp", 10, (8, 8), "bfloat16")
+    assert base.trainee is networks.model("mlp", 10, (8, 8), "bfloat16")
     assert inside("unlearn", "--run", tmp_path / "rt", "--from", halved, "--method", "retrain", "--forget-class", 0) == 0
     after = result(tmp_path / "rt")["values"]["after"]
     assert after["Dc"] == 0
@@ -123,10 +123,10 @@ def test_stages_of_older_ensembles_keep_their_names(tmp_path, monkeypatch):
 
 
 def test_large_images_meet_the_networks_for_them():
-    assert [lineage._net(name, 5, (96, 128), "float32").stem for name in lineage.STEMMED] == ["large"] * 4
-    assert [lineage._net(name, 5, (32, 32), "float32").stem for name in lineage.STEMMED] == ["small"] * 4
-    assert lineage._net("vit-tiny", 5, (224, 224), "bfloat16") == nets.vit_tiny(5, 16, dtype=jnp.bfloat16)
-    assert lineage._net("vit-tiny", 5, (64, 64), "float32") == nets.vit_tiny(5, 4)
+    assert [networks._net(name, 5, (96, 128), "float32").stem for name in networks.STEMMED] == ["large"] * 4
+    assert [networks._net(name, 5, (32, 32), "float32").stem for name in networks.STEMMED] == ["small"] * 4
+    assert networks._net("vit-tiny", 5, (224, 224), "bfloat16") == nets.vit_tiny(5, 16, dtype=jnp.bfloat16)
+    assert networks._net("vit-tiny", 5, (64, 64), "float32") == nets.vit_tiny(5, 4)
 
 
 def images(path, side, count=12):

@@ -15,7 +15,7 @@ from commands import inside, result
 from scipy.stats import norm
 
 from dememo_jax import checkpoint, cli, sources, unlearn
-from dememo_jax.cli import certified, configs, console, forgetting, lineage, runs, selection
+from dememo_jax.cli import certified, configs, console, forgetting, lineage, networks, runs, selection
 
 N = 1347
 HIDDEN = (0, 1)  # classes of which nine in ten are protected
@@ -517,7 +517,7 @@ def test_a_reference_of_another_network_is_refused(root, tmp_path, capsys):
     done = result(tmp_path / "victim")
     done["config"]["model"] = "cnn"
     (tmp_path / "victim" / "result.json").write_text(json.dumps(done))
-    shapes = jax.eval_shape(lineage.model("cnn", 10).init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    shapes = jax.eval_shape(networks.model("cnn", 10).init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     for name in ("victim", "retrain"):
         shutil.rmtree(tmp_path / name / "weights")

@@ -12,7 +12,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import keys, loop, unlearn
-from dememo_jax.cli import lineage, runs
+from dememo_jax.cli import networks, runs
 from dememo_jax.cli.forgetting import Job, chunk
 from dememo_jax.errors import require
 from dememo_jax.report import Table
@@ -29,7 +29,7 @@ def make(job: Job) -> tuple[CertifiedMethod, dict[str, Any]]:
     unlearn.check_network(job.base.model, job.base.weights, job.base.train.x[:1])
     known: dict[str, Any] = {"clip_init": job.get("clip_init", 0.01), "comparator": config.comparator}
     numbers: dict[str, Any] = {"epsilon": epsilon, "delta": config.delta, "steps": steps, **known}
-    augment = lineage.augmentation(job.base.trained["augment"])
+    augment = networks.augmentation(job.base.trained["augment"])
     often: dict[str, Any] = {"batch": job.batch, "augment": augment, "loss": job.base.loss}
     moves: dict[str, Any] = {"lr": job.lr, "weight_decay": job.get("noise_decay", 0.0)}
     if config.method == "noisy":

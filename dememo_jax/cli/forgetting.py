@@ -15,7 +15,7 @@ import optax
 
 from dememo_jax import data as sets
 from dememo_jax import models, train, unlearn
-from dememo_jax.cli import lineage, runs
+from dememo_jax.cli import lineage, networks, runs
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Weights
@@ -70,12 +70,12 @@ class Job:
         return train.usual(known["optimizer"], schedule, rate, known["momentum"], self.decay, steps or 1)
 
     def descend(self, recipe: Callable, transform: optax.GradientTransformation | None = None, **how: Any) -> unlearn.Unlearner:
-        how = {"batch": self.batch, "augment": lineage.augmentation(self.base.trained["augment"]), **how}
+        how = {"batch": self.batch, "augment": networks.augmentation(self.base.trained["augment"]), **how}
         if recipe is not unlearn.retrain:
             how["mode"] = self.config.statistics
         if self.base.language is not None and "nll" in inspect.signature(recipe).parameters:
             how["nll"] = self.base.loss  # the others compare the labels with each other
-        return lineage.method(recipe, self.base.trainee, transform or self.usual(), **how)
+        return networks.method(recipe, self.base.trainee, transform or self.usual(), **how)
 
 
 # --- methods that descend ----------------------------------------------------------------------------------------

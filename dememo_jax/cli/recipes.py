@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from dememo_jax import projected, protect
-from dememo_jax.cli import lineage
+from dememo_jax.cli import lineage, networks
 from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import require
 from dememo_jax.types import Key, Perturbation
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def features(self):
-        return lineage.features(self.config.model, self.base.classes, self.base.test.x.shape[1:-1])
+        return networks.features(self.config.model, self.base.classes, self.base.test.x.shape[1:-1])
 
     @property
     def passes(self) -> int | None:

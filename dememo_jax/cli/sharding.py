@@ -21,7 +21,7 @@ import numpy as np
 from dememo_jax import checkpoint, keys, models, report, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import console, lineage, runs, selection
+from dememo_jax.cli import console, lineage, networks, runs, selection
 from dememo_jax.cli.configs import Sisa
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
@@ -47,7 +47,7 @@ def sisa(config: Sisa) -> dict:
         base = lineage.clean(config.data or "digits", config.data_dir, config.side, config.text)
     else:
         base = lineage.protected(config.source)
-    config = lineage.settled(config)
+    config = networks.settled(config)
     require(base.language is None or config.augment == "none", "--augment changes images: leave it away with texts")
     base.model_of(config.model)  # bad input must show before the folder is claimed
     count, key = len(base.train.y), jax.random.key(config.seed)
@@ -166,8 +166,8 @@ def _train(
 ) -> sharded.Ensemble:  # fmt: skip
     """Purge the weights that saw deleted examples, then train what is missing, with a bar over the stages."""
     model, seen = base.model_of(config.model, precision=config.precision), base.seen
-    transform = lineage.optimiser(config, "constant")
-    method = lineage.method(train.sgd, model, transform, loss=base.loss, augment=lineage.augmentation(config.augment))
+    transform = networks.optimiser(config, "constant")
+    method = networks.method(train.sgd, model, transform, loss=base.loss, augment=networks.augmentation(config.augment))
     kept = checkpoint.store(config.run / KEPT, jax.eval_shape(model.init, key, seen.x[:1]), console.warn)
     wanted, there = {name for chain in names.values() for name in chain}, set(kept.names())
     kept.remove(there - wanted)

@@ -11,7 +11,7 @@ import numpy as np
 from dememo_jax import checkpoint, keys, loop, models, projected, sources
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import console, lineage, recipes, runs, texts
+from dememo_jax.cli import console, lineage, networks, recipes, runs, texts
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
@@ -62,7 +62,7 @@ def train_victim(config: Train) -> dict:
     runs.positive(epochs=config.epochs, batch=config.batch, lr=config.lr, every=config.every)
     if config.source is None:
         config = dataclasses.replace(config, data=config.data or "digits")
-    config = lineage.settled(config)
+    config = networks.settled(config)
     base = _base(config)
     perturbation = None if isinstance(base, lineage.Streamed) else lineage.narrowed(base, config.protected_classes)
     model, against = base.model_of(config.model), against_it(config, base)
@@ -130,7 +130,7 @@ def shown(config: Train, base: lineage.Source, perturbation: Perturbation | None
 def learner(config: Train, base: lineage.Known, examples: int) -> Method:
     """How the victim trains on so many examples."""
     steps = sets.steps(examples, config.batch, config.epochs)
-    transform, augment = lineage.optimiser(config, config.schedule, steps), lineage.augmentation(config.augment)
+    transform, augment = networks.optimiser(config, config.schedule, steps), networks.augmentation(config.augment)
     model = base.model_of(config.model, precision=config.precision)
     against = against_it(config, base)._replace(prepare=None)
     return victim.learner(model, transform, steps, augment=augment, against=against, loss=base.loss)
@@ -181,7 +181,7 @@ def evaluate(
     }
     jobs = victim.trials(key, base.train, perturbation, against=against, ball=ball)
     batch = 64 if base.name == "digits" else 128
-    steps, augment = sets.steps(len(base.train.y), batch, config.victim_epochs), lineage.augmentation(config.victim_augment)
+    steps, augment = sets.steps(len(base.train.y), batch, config.victim_epochs), networks.augmentation(config.victim_augment)
     how: dict[str, Any] = {"augment": augment, "loss": base.loss}
     return _measured(config, base, jobs, victim.VICTIM_SGD(steps), batch, "the released 8-bit images", how)
 
@@ -195,7 +195,7 @@ def evaluate_texts(
     jobs = {name: (seen, Countermeasure()) for name, seen in shown.items()}
     usual = Train(run=config.run, model=config.model)
     steps = sets.steps(len(base.train.y), usual.batch, config.victim_epochs)
-    transform = lineage.optimiser(usual, usual.schedule, steps)
+    transform = networks.optimiser(usual, usual.schedule, steps)
     return _measured(config, base, jobs, transform, usual.batch, "the released texts", {"loss": base.loss})
 
 

@@ -15,7 +15,7 @@ import optax
 
 from dememo_jax import audit, cells, certify, checkpoint, evaluate, keys, loop, models, report, sources, train, tree, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import configs, lineage, protecting, runs
+from dememo_jax.cli import configs, lineage, networks, protecting, runs
 from dememo_jax.types import Dataset, Model, Perturbation, Weights
 from lab.presets import Learning, Preset
 
@@ -100,7 +100,7 @@ def optimiser(how: Learning, steps: int) -> optax.GradientTransformation:
 
 @functools.lru_cache(maxsize=32)
 def _learner(module: Any, how: Learning, steps: int, augment: str):
-    return train.sgd(network(module), optimiser(how, steps), augment=lineage.augmentation(augment))
+    return train.sgd(network(module), optimiser(how, steps), augment=networks.augmentation(augment))
 
 
 def learned(
