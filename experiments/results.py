@@ -163,9 +163,9 @@ def one_preset(root: Path, pictures: Path) -> str:
         text += "".join(picture(draw(found), root.name, pictures) for draw in figures.DRAWN.get(table, ()))
     if known["table14"] and known["table10"]:
         text += synergies(known)
-    held, failed = (text.count(f"| {word} |\n") for word in ("yes", "no"))
-    tally = f"{held} of the papers' findings hold here and {failed} do not, each under its table."
-    return f"\n## Preset {root.name}\n\n{tally}\n{text}"
+    held, failed = tables.tally(text)
+    summary = f"{held} of the papers' findings hold here and {failed} do not, each under its table."
+    return f"\n## Preset {root.name}\n\n{summary}\n{text}"
 
 
 def picture(plot: report.Plot | None, preset: str, folder: Path) -> str:

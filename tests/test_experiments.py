@@ -17,7 +17,7 @@ import theorem1_depth
 import theorem2_transfer
 
 from dememo_jax import cells
-from lab import findings, models, synergy, table
+from lab import findings, models, synergy, table, tables
 from lab.presets import PRESETS
 
 
@@ -82,7 +82,7 @@ def test_the_page(folders):
     text = results.main(root / "results", root / "RESULTS.md")
     assert (root / "RESULTS.md").read_text() == text
     assert "## Preset smoke" in text
-    asked = text.count("| yes |\n") + text.count("| no |\n")
+    asked = text.count("| yes |\n") + text.count("| no |\n")  # the paper's own findings hold in its numbers
     held, failed = map(int, re.search(r"(\d+) of the papers' findings hold here and (\d+) do not", text).groups())
     assert held + failed == asked > 0
     assert "| ops |" in text
@@ -92,6 +92,16 @@ def test_the_page(folders):
         f"smoke-figure{number}.png" for number in ("02", "05", "09", "19")
     }
     assert "paper |" not in text.replace("| paper | ours |", "")  # no column of the paper's beside a reduced preset's
+
+
+def test_the_tally_counts_every_verdict():
+    rules = [findings.Finding("0", "a", lambda n: n["a"]), findings.Finding("0", "b", lambda n: n["b"])]
+    nan = float("nan")
+    pages = [
+        tables.verdicts(rules, {"a": (2, 1), "b": (1, 2)}, {"a": (2, 1), "b": (2, 1)}),
+        tables.verdicts(rules, {"a": (1, 2), "b": (nan, 2)}, {"a": (1, 2), "b": (2, 1)}),  # the paper's a does not hold there
+    ]
+    assert tables.tally("".join(pages)) == (1, 2)
 
 
 RULES = {

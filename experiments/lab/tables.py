@@ -1,5 +1,6 @@
 """The tables of `RESULTS.md`: cells, or numbers as `lab.findings` looks them up, to markdown."""
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -95,6 +96,12 @@ def verdicts(rules, ours: dict, theirs: dict | None) -> str:
         theirs_too = paper is None or paper[0] > paper[1]
         rows.append([rule.table, rule.says, *shown, holds + ("" if theirs_too else " (the paper's do not)")])
     return markdown(rows)
+
+
+def tally(page: str) -> tuple[int, int]:
+    """How many of the findings on a page hold and do not, as `verdicts` says it."""
+    said = re.findall(r"\| (yes|no)\b[^|\n]*\|\n", page)
+    return said.count("yes"), said.count("no")
 
 
 def share_table(found: dict[str, dict]) -> str:
