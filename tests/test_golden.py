@@ -32,7 +32,6 @@ KEY = jax.random.key(0)
 MODEL = models.from_linen(nets.mlp(10, (32,)))
 TX = optax.sgd(0.1, momentum=0.9)
 EPOCH = 22  # steps of 64
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for programs that run a few times
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_unlearning_recipes(digits, weights):
     found, forget = {}, np.asarray(some.y) == 3
     for name, method in recipes.items():
         state = method.init(KEY, weights, some, forget)
-        step = jax.jit(method.step, compiler_options=QUICK)
+        step = jax.jit(method.step)
         for t in range(2):
             state, _ = step(keys.at(KEY, t), state, some)
         moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), method.finish(state).params, weights.params)
@@ -142,14 +141,14 @@ def answers():
     x[np.arange(90), random.integers(2, 6, 90)] = 5 + y
     x[:30, :2] = 0
     rows, learner = data.rows(x, y), train.sgd(DECODER, optax.adam(0.03), loss=NLL)
-    run = jax.jit(lambda state, d: loop.scan(learner, KEY, state, d, steps=12, batch=30), compiler_options=QUICK)
+    run = jax.jit(lambda state, d: loop.scan(learner, KEY, state, d, steps=12, batch=30))
     state, info = run(learner.init(KEY, rows.x[:1]), rows)
     return rows, state.weights, info
 
 
 def moved(method, begun, weights, rows):
     """Length and sum of what two steps change."""
-    step = jax.jit(method.step, compiler_options=QUICK)
+    step = jax.jit(method.step)
     state = begun
     for t in range(2):
         state, _ = step(keys.at(KEY, t), state, rows)

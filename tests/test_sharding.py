@@ -23,7 +23,6 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from safetensors.numpy import save_file
 import dememo_jax
 from dememo_jax import data, errors, likelihood, loop, losses, mesh, models, nets, sources, train, tree
-jax.config.update("jax_disable_most_optimizations", True)
 assert jax.device_count() == 8
 random, key, folder = np.random.default_rng(0), jax.random.key(0), Path(sys.argv[1])
 scan = jax.jit(loop.scan, static_argnames=("method", "steps", "batch"))

@@ -26,14 +26,6 @@ SGD = optax.sgd(RATE)
 DECAYED = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Programs that run once are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def linear(outputs=K, fresh=RANDOM_NET):
     fresh = np.concatenate([fresh, 7 * np.ones((len(fresh), outputs - K), np.float32)], axis=1)
     return models.from_apply(lambda key, x: {"w": jnp.asarray(fresh)}, lambda p, x: x.reshape(len(x), -1) @ p["w"])
