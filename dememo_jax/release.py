@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dememo_jax import data as sets
+from dememo_jax import files
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Perturbation
 
@@ -185,15 +186,13 @@ def write(
     ours = (folder / "released.npz").exists() or not (folder / "images").exists()
     require(ours, "the folder has images that are not of a release: choose an empty one")
     (folder / "manifest.json").unlink(missing_ok=True)
-    with _part(folder / "released.npz").open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    _part(folder / "released.npz").replace(folder / "released.npz")
+    files.write_arrays(folder / "released.npz", **arrays)
     shutil.rmtree(folder / "images", ignore_errors=True)
     if images:
-        _write_images(_part(folder / "images"), released, arrays["y_train"])
-        _part(folder / "images").replace(folder / "images")
-    _part(folder / "manifest.json").write_text(text)
-    _part(folder / "manifest.json").replace(folder / "manifest.json")
+        part = folder / f"images{files.PART}"
+        _write_images(part, released, arrays["y_train"])
+        part.replace(folder / "images")
+    files.write(folder / "manifest.json", text)
     return json.loads(text)
 
 
@@ -205,10 +204,6 @@ def digest(*arrays, batch: int = 1024) -> str:
         for at in _blocks(len(array), batch):
             total.update(np.ascontiguousarray(array[at]).tobytes())
     return total.hexdigest()
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def _write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:

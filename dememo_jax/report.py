@@ -91,13 +91,6 @@ def numeric(table: Table, column: int) -> bool:
     return any(isinstance(row[column], int | float) for row in table.rows)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside and rename, so that a reader or a crash never meets half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    part.replace(path)
-
-
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from audit_models import CASES, DELTA, EPSILON, WORK, Case, certified, forgotten, load
 
-from dememo_jax import audit, bounds, keys, report
+from dememo_jax import audit, bounds, files, keys, report
 from dememo_jax.cli import runs
 from dememo_jax.report import Plot
 
@@ -161,12 +161,12 @@ def main():
             for n, c in CASES.items()
         }
         kept = {"settings": settings, "measured": runs.measured(started), "found": found}
-        report.write_atomic(RESULTS / "audit.json", report.to_json(kept))
-        report.write_atomic(RESULTS / "audit.md", text)
+        files.write(RESULTS / "audit.json", report.to_json(kept))
+        files.write(RESULTS / "audit.md", text)
     plot = Plot(
         "roc", "Membership attacks by shadow models", "false-positive rate", "true-positive rate", tuple(curves), scale="roc"
     )
-    report.write_atomic(PICTURES / "roc.png", report.draw(plot))
+    files.write(PICTURES / "roc.png", report.draw(plot))
     print(text)
 
 

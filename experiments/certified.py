@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import bounds, evaluate, keys, loop, models, nets, report, sources, train, unlearn
+from dememo_jax import bounds, evaluate, files, keys, loop, models, nets, report, sources, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import runs
 
@@ -207,10 +207,10 @@ def main():
                 done[f"{name} {seed}"] = make(seed)
                 print(name, seed, json.dumps(done[f"{name} {seed}"]), flush=True)
                 kept = {"measured": runs.measured(started), "epsilons": EPSILONS, "delta": DELTA, "rows": done}
-                report.write_atomic(path, report.to_json(kept))
+                files.write(path, report.to_json(kept))
         each = {row: [done[f"{name} {seed}"][row] for seed in SEEDS] for row in done[f"{name} {SEEDS[0]}"]}
         text += f"{name}:\n\n{table(each)}\n"
-    report.write_atomic(path.with_suffix(".md"), text)
+    files.write(path.with_suffix(".md"), text)
     print(text)
 
 

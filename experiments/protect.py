@@ -11,7 +11,7 @@ full: ResNet-18 and the published settings. Killed, the same command goes on. Th
 import argparse
 from pathlib import Path
 
-from dememo_jax import cli, report
+from dememo_jax import cli, files, report
 from dememo_jax.cli import configs
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,8 +94,8 @@ def main():
         RESULTS.mkdir(exist_ok=True)
         _, net, victim = SCALES[arguments.scale]
         result = {"scale": arguments.scale, "surrogate and victim": net, "victim": victim, "rows": rows}
-        report.write_atomic(RESULTS / f"protect-{arguments.scale}.json", report.to_json(result))
-        report.write_atomic(RESULTS / f"protect-{arguments.scale}.md", table(rows))
+        files.write(RESULTS / f"protect-{arguments.scale}.json", report.to_json(result))
+        files.write(RESULTS / f"protect-{arguments.scale}.md", table(rows))
     print(table(rows))
 
 

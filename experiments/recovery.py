@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import audit, evaluate, keys, loop, models, nets, protect, report, sources, train, unlearn
+from dememo_jax import audit, evaluate, files, keys, loop, models, nets, protect, report, sources, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import runs
 from dememo_jax.report import Plot
@@ -101,11 +101,11 @@ def main():
         curves += points
     settings = {"train": len(data.y), "test": len(test.y), "batch": BATCH, "epochs": EPOCHS, "radii": RADII, "goal": GOAL}
     kept = {"settings": settings, "measured": runs.measured(started), "found": found}
-    report.write_atomic(RESULTS / "recovery.json", report.to_json(kept))
-    report.write_atomic(RESULTS / "recovery.md", table(found))
+    files.write(RESULTS / "recovery.json", report.to_json(kept))
+    files.write(RESULTS / "recovery.md", table(found))
     title = f"Recovery inside an l2 ball of radius {RADII[1]:g}"
     plot = Plot("recovery", title, "epoch of the attack", "accuracy on test images of the class", tuple(curves))
-    report.write_atomic(PICTURES / "recovery.png", report.draw(plot))
+    files.write(PICTURES / "recovery.png", report.draw(plot))
     print(table(found))
 
 

@@ -8,7 +8,7 @@ Cells of the paper's preset stand beside the paper's numbers; those of a reduced
 import json
 from pathlib import Path
 
-from dememo_jax import cells, report
+from dememo_jax import cells, files, report
 from lab import figures, findings, synergy, tables, text_tables
 from lab.presets import PRESETS
 
@@ -173,14 +173,14 @@ def picture(plot: report.Plot | None, preset: str, folder: Path) -> str:
         return ""
     name = f"{preset}-{plot.name}.png"
     folder.mkdir(exist_ok=True)
-    report.write_atomic(folder / name, report.draw(plot))
+    files.write(folder / name, report.draw(plot))
     return f"\n![{plot.title}]({folder.name}/{name})\n"
 
 
 def main(root: Path = HERE / "results", out: Path = HERE / "RESULTS.md") -> str:
     presets = [root / name for name in [*(name for name in PRESETS if name.startswith("paper")), "cpu", "smoke"]]
     text = INTRODUCTION + "".join(one_preset(folder, out.parent / "figures") for folder in presets if folder.is_dir())
-    report.write_atomic(out, text)
+    files.write(out, text)
     return text
 
 

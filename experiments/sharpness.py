@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, cli, data, evaluate, keys, loop, models, nets, report, sharpness, train
+from dememo_jax import bounds, cli, data, evaluate, files, keys, loop, models, nets, report, sharpness, train
 from dememo_jax.cli import configs, lineage, runs
 from dememo_jax.protect import victim
 
@@ -134,7 +134,7 @@ def gather(name: str, setting: Setting, path: str, root: Path, seeds: int) -> di
             noise = {method: made(root / name, method, path, setting.methods[method])} if method in setting.methods else {}
             done = measured(setting, seen(kind, source.train, noise, seed), source.test, seed)
             file.parent.mkdir(parents=True, exist_ok=True)
-            report.write_atomic(file, report.to_json(done))
+            files.write(file, report.to_json(done))
             print(f"{kind}, seed {seed}: test accuracy {done[-1]['test']:.3f}", flush=True)
         kept = [entry for entry in json.loads(file.read_text()) if entry["epoch"] in setting.epochs]
         found.setdefault(kind, []).append(kept)
@@ -244,10 +244,10 @@ def main():
     took = sum(e[name]["seconds"] for each in found.values() for one in each for e in one for name in setting.solvers)
     numbers["seconds of measuring SAL"] = round(took)
     kept = {"settings": setting._asdict() | {"net": type(setting.net).__name__}, "measured": runs.measured(started), **numbers}
-    report.write_atomic(RESULTS / f"sharpness-{name}.json", report.to_json(kept))
-    report.write_atomic(RESULTS / f"sharpness-{name}.md", text)
+    files.write(RESULTS / f"sharpness-{name}.json", report.to_json(kept))
+    files.write(RESULTS / f"sharpness-{name}.md", text)
     if name == "digits":
-        report.write_atomic(PICTURES / "sal.png", picture(found, setting))
+        files.write(PICTURES / "sal.png", picture(found, setting))
     print(text)
 
 

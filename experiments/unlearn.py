@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from dememo_jax import audit, evaluate, keys, loop, models, nets, protect, report, sources, train, unlearn
+from dememo_jax import audit, evaluate, files, keys, loop, models, nets, protect, report, sources, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.cli import runs
 
@@ -201,7 +201,7 @@ def main():
     def save():
         settings = {"train": len(data[0].y), "test": len(data[1].y), "batch": BATCH, "epochs": EPOCHS, "seeds": SEEDS}
         kept = {"settings": settings, "measured": runs.measured(started), "rows": done}
-        report.write_atomic(path, report.to_json(kept))
+        files.write(path, report.to_json(kept))
 
     RESULTS.mkdir(exist_ok=True)
     text = ""
@@ -211,7 +211,7 @@ def main():
         for seed in SEEDS:
             trial(scenario, data, seed, best(scenario, done), done, save)
         text += f"{scenario}:\n\n{table(scenario, done)}\n"
-    report.write_atomic(path.with_suffix(".md"), text)
+    files.write(path.with_suffix(".md"), text)
     print(text)
 
 

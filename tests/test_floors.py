@@ -13,7 +13,7 @@ FLOORS = {
     1: ("adapters", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
-    4: ("cells", "checkpoint", "release", "report", "sources"),
+    4: ("cells", "checkpoint", "files", "release", "report", "sources"),
     5: ("__init__", "cli"),
 }
 VOCABULARY = ("types", "errors")  # words that every floor speaks; they import nothing of ours
@@ -68,6 +68,8 @@ def test_imports_go_down(path):
     ours -= set(VOCABULARY)
     if here in ROOMS:
         ours -= {here}
+    if floor(here) == 4:
+        ours -= {"files"}  # how the doors write
     allowed = {0: (), 1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1), 5: (0, 1, 2, 3, 4, 5)}[floor(here)]
     wrong = sorted(name for name in ours if floor(name) not in allowed)
     assert not wrong, f"{here}, on floor {floor(here)}, may not import {wrong}"

@@ -137,28 +137,6 @@ def test_page_needs_nothing_else(tmp_path):
     assert html.escape("A grid & more") in page
 
 
-def test_write_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    report.write_atomic(path, "ä first")
-    assert path.read_text(encoding="utf-8") == "ä first"
-    report.write_atomic(path, b"second")
-    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # no .part is left
-    whole = Path.write_bytes
-
-    def full_disk(self, content):
-        whole(self, content[: len(content) // 2])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_disk)
-        with pytest.raises(OSError, match="no space"):
-            report.write_atomic(path, b"a third, longer than the disk")
-    assert path.read_bytes() == b"second"  # the old file is whole
-    report.write_atomic(path, b"third")
-    assert path.read_bytes() == b"third"
-    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]  # what the failure left behind is gone too
-
-
 def test_maps_and_landscapes_are_pictures():
     maps = [("clean", np.array([[1.0, 2.0], [0.5, 0.0]])), ("dead", np.zeros((2, 2)))]
     assert report.heat_maps(maps, ["first", "last"], ["1", "2"], "SAL, nats", 0.7)[:4] == b"\x89PNG"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, protect, report, sources
+from dememo_jax import files, keys, protect, report, sources
 from dememo_jax.cli import lineage, runs, texts, victims
 from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import require
@@ -55,7 +55,7 @@ def protect_texts(config: Protect) -> dict:
     perturbation = Perturbation(noise, jnp.arange(len(labels), dtype=jnp.int32), jnp.asarray(mask))
     lineage.save(config.run / lineage.NOISE, perturbation)
     lines = [{"index": i, "placed": placed} for i, placed in enumerate(made.placed) if placed]
-    report.write_atomic(config.run / PLACED, "".join(f"{json.dumps(line)}\n" for line in lines))
+    files.write(config.run / PLACED, "".join(f"{json.dumps(line)}\n" for line in lines))
     counts = {
         "train": len(labels), "protected": int(mask.sum()), "changed": len(lines), "placed": sum(map(len, made.placed)),
         "cut": int((rows.cut > 0).sum()), "test": len(base.test.y),
@@ -110,8 +110,8 @@ def _release(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)  # complete when it is there
     for name, content in zip(names, released):
-        report.write_atomic(folder / name, content)
-    report.write_atomic(folder / "manifest.json", report.to_json(manifest))
+        files.write(folder / name, content)
+    files.write(folder / "manifest.json", report.to_json(manifest))
     return manifest
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import curvature, keys, models, report, sharpness, tree
+from dememo_jax import curvature, files, keys, models, report, sharpness, tree
 from dememo_jax.cli import console, runs
 from dememo_jax.cli.configs import Sharpness
 
@@ -27,13 +27,13 @@ def drawn(config: Sharpness, subject: Any) -> tuple[tuple[tuple[str, str], ...],
     for kind in config.landscape:
         kept = directory / f"{kind}.json"
         if not kept.exists():
-            report.write_atomic(kept, report.to_json(_plane(config, subject, kind)))
+            files.write(kept, report.to_json(_plane(config, subject, kind)))
         found = values[kind] = json.loads(kept.read_text())
         surface = {name: np.array(found[name]) for name in ("loss", "accuracy")}
         panels = [("loss, nats (log)", surface["loss"], True), ("accuracy", surface["accuracy"], False)]
         file = f"landscape-{kind}.png"
         picture = report.landscape(found["x"], found["y"], panels, found["labels"], found["trajectory"])
-        report.write_atomic(config.run / file, picture)
+        files.write(config.run / file, picture)
         pictures.append((file, f"Loss and accuracy on {WORDS[kind]}{found['said']}"))
     return tuple(pictures), values
 

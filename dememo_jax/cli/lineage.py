@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import checkpoint, evaluate, losses, models, report, sources
+from dememo_jax import checkpoint, evaluate, files, losses, models, report, sources
 from dememo_jax import data as sets
 from dememo_jax.cli import console, networks, runs, texts
 from dememo_jax.cli.configs import TEXT, Sisa, Text, Train
@@ -191,7 +191,7 @@ def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None, 
 def keep_tokenizer(folder: Path, base: Known) -> None:
     """The run folder holds the tokenizer that its weights or its perturbation belong to; of images nothing."""
     if base.language is not None:
-        report.write_atomic(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
+        files.write(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
 
 
 def _weights(folder: Path, net: Model, base: Source) -> Weights:

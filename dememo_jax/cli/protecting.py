@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, protect, release, report, sources
+from dememo_jax import files, keys, protect, release, report, sources
 from dememo_jax.cli import injecting, lineage, recipes, runs, victims
 from dememo_jax.cli.configs import REGTEXT, Protect
 from dememo_jax.errors import NonFinite, require
@@ -48,7 +48,7 @@ def protect_data(config: Protect) -> dict:
     perturbation, history = (made, list[dict]()) if isinstance(made, Perturbation) else _run(config, base, mask, made)
     lineage.save(config.run / lineage.NOISE, perturbation)
     manifest = _release(config, base, perturbation, described, budget)
-    report.write_atomic(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
+    files.write(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
     section, values = _result(config, budget, mask, history, manifest["measured"])
     if config.evaluate:
         tables, plot, values["evaluation"] = victims.evaluate(config, base, perturbation)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import __version__, checkpoint, loop, report, sources
+from dememo_jax import __version__, checkpoint, files, loop, report, sources
 from dememo_jax.cli import configs, console
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
@@ -83,7 +83,7 @@ def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | Non
     free = shutil.disk_usage(folder).free
     if free < MARGIN:
         raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
-    report.write_atomic(folder / CONFIG, report.to_json({"config": written}))
+    files.write(folder / CONFIG, report.to_json({"config": written}))
     return None
 
 
@@ -158,11 +158,11 @@ def finish(
     made = {"config": config, "measured": measured(started)}
     for section in sections:
         for plot in section.plots:
-            report.write_atomic(folder / f"{plot.name}.png", report.draw(plot))
+            files.write(folder / f"{plot.name}.png", report.draw(plot))
     title = f"dememo {config['command']}"
-    report.write_atomic(folder / "report.html", report.page(title, introduction, sections, folder, made))
+    files.write(folder / "report.html", report.page(title, introduction, sections, folder, made))
     done = {**made, "values": values, "sections": [dataclasses.asdict(section) for section in sections]}
-    report.write_atomic(folder / RESULT, report.to_json(done))
+    files.write(folder / RESULT, report.to_json(done))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return done
 
@@ -258,7 +258,7 @@ def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], N
         nonlocal saved
         if last or time.monotonic() - saved >= seconds:
             checkpoint.save(directory, step, state, meta)
-            report.write_atomic(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
+            files.write(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
             saved = time.monotonic()
 
     return offer

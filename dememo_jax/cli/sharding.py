@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, keys, models, report, train
+from dememo_jax import checkpoint, files, keys, models, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
 from dememo_jax.cli import console, lineage, networks, runs, selection
@@ -119,7 +119,7 @@ def _read(path: Path) -> Log:
     whole, _, rest = text.rpartition("\n")
     if rest:
         console.warn(f"{path}: its last line was never finished and is taken off; repeat the request that it was to be")
-        report.write_atomic(path, whole + "\n" if whole else "")
+        files.write(path, whole + "\n" if whole else "")
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
         log = Log([line for line in lines if "request" in line], [line for line in lines if "done" in line])
@@ -152,7 +152,7 @@ def _frozen(folder: Path, plan: shards.Plan) -> shards.Plan:
     if not path.exists():
         buffer = io.BytesIO()
         np.savez(buffer, shard=plan.shard, slice=plan.slice)
-        report.write_atomic(path, buffer.getvalue())
+        files.write(path, buffer.getvalue())
         return plan
     try:
         with np.load(path, allow_pickle=False) as kept:

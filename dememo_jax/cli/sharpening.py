@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys, models, report, sharpness
+from dememo_jax import files, keys, models, report, sharpness
 from dememo_jax.cli import console, landscapes, lineage, runs, victims
 from dememo_jax.cli.configs import Sharpness, Train
 from dememo_jax.errors import require
@@ -146,8 +146,8 @@ def _measured(config: Sharpness, subjects: dict[str, Subject], started: float) -
                     advance(begun + done)
 
                 sal = _sal(config, solver, subjects[name], epoch, after)
-                report.write_atomic(file, report.to_json(sal))
-                report.write_atomic(config.run / runs.CHECKPOINTS / runs.SECONDS, f"{runs.elapsed(started):.3f}")
+                files.write(file, report.to_json(sal))
+                files.write(config.run / runs.CHECKPOINTS / runs.SECONDS, f"{runs.elapsed(started):.3f}")
             found[solver][name].append(sal)
             advance(layers * (number + 1))
     return found
@@ -231,7 +231,7 @@ def _heat(config: Sharpness, subjects: dict[str, Subject], found: dict, against:
         layers = next(iter(by.values()))[0].measure.layers
         above = against[solver][THIS].threshold if solver in against else None
         file = f"sal-{solver}.png"
-        report.write_atomic(config.run / file, report.heat_maps(panels, list(layers), epochs, "SAL, nats", above))
+        files.write(config.run / file, report.heat_maps(panels, list(layers), epochs, "SAL, nats", above))
         dots = "" if above is None else f"; a dot: learnable, above {above:.3g}"
         pictures.append((file, f"SAL by {solver}, layer by epoch{dots}"))
     return tuple(pictures)
