@@ -75,6 +75,17 @@ class Guarantee:
     assumptions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Heuristic:
+    """A published claim of the same form that is not proved to hold: no `Guarantee`, and nothing composes with it."""
+
+    epsilon: float  # as claimed
+    delta: float
+    comparator: str
+    reason: str  # why it is no guarantee
+    assumptions: tuple[str, ...]
+
+
 class CertifiedMethod(NamedTuple):
     """A method whose promise can be asked for: `guarantee(steps)` of a run of so many steps."""
 

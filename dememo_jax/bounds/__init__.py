@@ -32,7 +32,7 @@ from dememo_jax.bounds.quantiles import (
     shifted_tail,
 )
 from dememo_jax.bounds.ranking import Estimate, Operating, auc, check_scores, rank_correlation, roc, tpr_at
-from dememo_jax.bounds.removal import newton_residual, published_residual, removal_budget, spectral_above
+from dememo_jax.bounds.removal import minimiser_distance, newton_residual, published_residual, removal_budget, spectral_above
 from dememo_jax.bounds.samples import (
     Permutation,
     Relative,
@@ -75,6 +75,7 @@ __all__ = [
     "max_shift",
     "mean_area",
     "min_draws",
+    "minimiser_distance",
     "model_clipping_delta",
     "newton_residual",
     "noisy_iteration_mu",

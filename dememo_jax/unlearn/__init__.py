@@ -5,7 +5,7 @@ from dememo_jax.unlearn import ensemble, heads, langevin, sharded, shards
 from dememo_jax.unlearn.dampening import Dampening, dampen, importance, ssd
 from dememo_jax.unlearn.descent import Progress, Stage, Term, Unlearner, descent
 from dememo_jax.unlearn.guarantees import COMPARATORS, MEANING, calibrate, calibrate_model_clipping, compose, in_words
-from dememo_jax.unlearn.heads import BudgetSpent, certified_head
+from dememo_jax.unlearn.heads import Released, certified_head
 from dememo_jax.unlearn.images import boundary_expand, boundary_shrink, unsir
 from dememo_jax.unlearn.langevin import langevin_head
 from dememo_jax.unlearn.masks import last_layers, salient
@@ -17,6 +17,7 @@ from dememo_jax.unlearn.noisy import (
     output_perturbation,
     released,
 )
+from dememo_jax.unlearn.objective_perturbation import BudgetSpent, published_head
 from dememo_jax.unlearn.recipes import (
     bad_teacher,
     catastrophic_forgetting,
@@ -42,6 +43,7 @@ __all__ = [
     "Dampening",
     "Influence",
     "Progress",
+    "Released",
     "Rewound",
     "Stage",
     "Term",
@@ -76,6 +78,7 @@ __all__ = [
     "noisy_model_clipping",
     "npo",
     "output_perturbation",
+    "published_head",
     "published_sgd",
     "published_sigma",
     "random_labels",

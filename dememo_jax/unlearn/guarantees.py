@@ -7,7 +7,7 @@ import numpy as np
 
 from dememo_jax import bounds
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Array, Guarantee
+from dememo_jax.types import Array, Guarantee, Heuristic
 
 Schedule = float | Callable[[Array | int], Array | float]  # a number, or a function of the step such as optax's schedules
 
@@ -72,10 +72,15 @@ def calibrate_model_clipping(
     return high
 
 
-def in_words(guarantee: Guarantee) -> str:
-    """One sentence: what cannot be told from what, and how well."""
+def in_words(guarantee: Guarantee | Heuristic) -> str:
+    """One sentence: what cannot be told from what, and how well; of a heuristic, that nothing is promised and why."""
     g = guarantee
     meaning = MEANING.get(g.comparator, "a model trained anew without the forgotten examples, by the same randomised procedure")
+    if isinstance(g, Heuristic):
+        return (
+            f"Heuristic, no guarantee: the published claim is epsilon = {g.epsilon:.4g} and delta = {g.delta:.3g} against "
+            f"{meaning}, and it is not proved: {g.reason}."
+        )
     exact = "" if g.mu is None else f" (mu = {g.mu:.4g} of Gaussian differential privacy)"
     return (
         f"Whatever is computed from the released model comes out with a probability within a factor e^{g.epsilon:.4g} and a "
@@ -89,10 +94,13 @@ def compose(guarantees: list[Guarantee] | tuple[Guarantee, ...], *, delta: float
     Each run's guarantee holds whatever the others put out, so their mu add in squares (adaptive composition). For an example
     forgotten in one request only, later models made from *its* released model are post-processing and cost nothing:
     compose the runs that started from weights which still knew the example.
-    delta: of the result; the largest of them by default. Raises BadInput for none, different comparators, or a guarantee
-    without mu (model clipping), whose epsilon and delta are then added instead.
+    A guarantee of `certified_head` already covers all releases made from one fit: take the last.
+    delta: of the result; the largest of them by default. Without mu (model clipping) epsilons and deltas are added, and
+    delta cannot be chosen. Raises BadInput for none, a `Heuristic`, or different comparators.
     """
     require(guarantees, "give at least one guarantee")
+    other = [type(g).__name__ for g in guarantees if not isinstance(g, Guarantee)]
+    require(not other, f"only a Guarantee composes, got {', '.join(other)}: a claim that is not proved promises nothing")
     comparators = {g.comparator for g in guarantees}
     require(len(comparators) == 1, f"guarantees against different comparators do not compose: {sorted(comparators)}")
     said = tuple(dict.fromkeys(line for g in guarantees for line in g.assumptions))

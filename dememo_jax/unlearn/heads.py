@@ -1,99 +1,125 @@
-"""Certified removal and correction for linear heads on frozen features: Guo et al. 2020, Warnecke et al. 2023.
+"""Certified removal and correction for linear heads on frozen features: Newton steps, and noise on what is released.
 
-Features X [N, F] of a network that stays as it is, K classes, weights W [F, K]. The head minimises, one class against
-the rest with s_ik = +1 for the own class and -1 for others,
+Features X [N, F] of a network that stays as it is, K classes, weights W [F, K]. Over the n rows that are left, the head
+minimises, one class against the rest with s_ik = +1 for the own class and -1 for others,
 
-    sum_i softplus(-s_ik x_i.w_k) + (lam n / 2) |w_k|^2 + b_k.w_k,        B = (b_1 .. b_K) ~ N(0, sigma^2)^{F x K},
+    L(W) = sum_i sum_k softplus(-s_ik x_i.w_k) + (lam n / 2) |W|^2.
 
-n being the number of examples that are left. Examples are removed, or their features and labels corrected, by one Newton
-step. What a step leaves of the gradient looks like a shift of B, and B hides it while it stays within a budget.
+L is lam n strongly convex, so weights at which its gradient is g long lie within |g| / (lam n) of its only minimiser,
+however they were found. Examples are removed, or their features and labels corrected, by Newton steps on L; |g| is measured
+on the host in float64 with a bound of its rounding; where the steps leave too much, the head is fitted from nothing. All of
+this is a function of the data and the requests and takes no key. `release` then adds N(0, sigma^2) to every weight.
 
-Programs run in the dtype of the features, float32 or float64. The account is kept beside them, on the host in float64:
-the gradient norm that the fit stopped at, the linear system's residual, the rounding of the weights and a bound of its own
-rounding are all charged. The state holds B: state and key are secrets, and `state.params` alone is released.
+Why the promise holds. Two heads for the same rows, one updated and one fitted, are at most `sigma m` apart, m being fixed
+before any data are seen. With fresh noise each is a Gaussian around its weights, so no test tells one release from the other
+better than N(0, 1) from N(m, 1): m-Gaussian differential privacy, and (epsilon, delta) by its exact trade-off (Dong, Roth
+and Su 2022). What decides between the Newton step and the fit, and every refusal, is computed from data alone and never from
+noise or from anything released. Whichever way was taken, the same distance is kept; there is no choice of noise to select by.
+Requests may depend on heads released before: given the requests so far, the state is a function of the data, so the
+next release is such a Gaussian whatever was seen, and m adds up in squares over releases (adaptive composition).
+
+Sekhari et al. 2021 analyse a Newton step with noise on the output; their bound of the distance is of the worst case, here it
+is measured. Guo et al. 2020 perturb the objective instead: `objective_perturbation`, whose claim is heuristic.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import bounds, keys
-from dememo_jax.errors import BadInput, NonFinite, require
+from dememo_jax.errors import require
 from dememo_jax.types import Array, Guarantee, Key
-from dememo_jax.unlearn import headsums
+from dememo_jax.unlearn import headrows, headsums, output_noise
 
-ACCOUNTS = ("bound", "measured")
+FIT = 0.1  # the share of the distance that a fit may use; an update may use the rest
+POLISH = 20  # Newton steps at the end of a fit, at most
 ASSUMPTIONS = (
-    "the comparator is the exact minimiser of the same objective, with noise of the same law, on the data as they are now",
+    "the comparator is `fit` on the rows that are left, or their exact minimiser, released with fresh noise of the same law",
+    "of several releases each is compared with the rows of its time: who saw a head released before a removal still has it",
     "features and labels of an example do not depend on the examples removed: the network of the features never saw these",
-    "what is removed is named by index and counted as rows; classes, lam, sigma, epsilon and delta do not depend on it",
-    "the key is secret, drawn afresh for every fit and used once; the state, which holds the noise B, is not released",
-    "one released head at a time: who sees two heads of one fit sees more than is promised here",
-    "Guo et al. 2020, Theorem 3: the gradient left over counts as a shift of B, as if it did not move with B",
-    "requests do not depend on released heads (they are not adaptive)",
+    "classes, lam, sigma, epsilon, delta and the number of releases were chosen without looking at the data",
+    "keys are secret, drawn afresh for every release and used once; states and updates are not released, nor their timing",
+    "every release went on from the state that the one before returned",
+    "the generator's numbers pass for independent; each coordinate's noise is a Gaussian rounded to a grid to within 1e-12 in "
+    "total variation, which is not added to delta",
 )
 
 
 class HeadState(NamedTuple):
-    params: Array  # W [F, K]
-    noise: Array  # B [F, K], secret
-    removed: Array  # [N] bool
-    spent: Array  # float32, at least the Frobenius norm of the objective's gradient at W
-    spectral: Array  # float32, at least |X|_2 of what is left
+    """The head before its noise, on the host: a secret."""
+
+    params: np.ndarray  # W [F, K] float64
+    removed: np.ndarray  # [N] bool
+    residual: np.ndarray  # float64, at least the Frobenius norm of the gradient at W over the rows that are left
+    releases: np.ndarray  # int32, made so far
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one request cost. All but `spent` and `budget` are of this request alone."""
+    """What one request did; these numbers tell of the data and are not for publication."""
 
-    charged: float  # what it added to the residual, at most
-    spent: float  # the residual after it, at most
-    budget: float
-    measured: float  # the residual after it, summed in float64 with its rounding added
-    published: float  # Guo et al.'s bound of the nonlinear part, for comparison
-    nonlinear: float  # the sharper bound that was charged
+    path: str  # "newton", "first_order", "refit" where that left too much, "nothing"
+    steps: int  # of Newton's method on the path taken
+    distance: float  # of the weights from the exact minimiser, at most
+    allowed: float  # what `distance` may be at most
+    tried: float  # the distance that the first path left, `distance` unless there was a refit
     changed: int  # examples
     already: int  # examples asked for that had been removed before
     note: str
 
 
-class BudgetSpent(BadInput):
-    """The request would leave more of the gradient than the noise hides; nothing was changed."""
+@dataclass(frozen=True)
+class Released:
+    """A head with its noise: all that may be published."""
 
-    def __init__(self, message: str, needed: float, budget: float):
-        super().__init__(message)
-        self.needed, self.budget = needed, budget
+    params: Array  # [F, K], in the widest dtype that jax is set to
+    guarantee: Guarantee  # of this release and all before it together
 
 
 class Head(NamedTuple):
     """A linear head that forgets with a guarantee, as pure functions; rows x [N, F], labels y [N] whole numbers.
 
-    fit(key, x, y, removed=None): the state for the rows outside `removed` [N]; a refit takes a fresh key.
+    fit(x, y, removed=None): the state for the rows outside `removed` [N]. It has no noise and takes no key.
     remove(state, x, y, forget): `forget` is a mask [N] or indices. Rows removed earlier are never looked at again.
-    correct(state, x, y, x_new, y_new): rows that differ are replaced, by a Newton step; first_order(..., tau=None) by
-    -tau G. Both return a state and an `Update`.
+    correct(state, x, y, x_new, y_new): rows that differ are replaced, by Newton steps; first_order(..., tau=None) by
+    -tau G. All three return a state and an `Update`.
+    distance(state): at most how far its weights are from the exact minimiser of the rows that are left.
+    release(key, state): a `Released` head and the state to go on with. Nothing else carries a guarantee.
     """
 
     fit: Callable[..., HeadState]
     remove: Callable[..., tuple[HeadState, Update]]
     correct: Callable[..., tuple[HeadState, Update]]
     first_order: Callable[..., tuple[HeadState, Update]]
-    guarantee: Callable[[HeadState], Guarantee]
+    distance: Callable[[HeadState], float]
+    release: Callable[[Key, HeadState], tuple[Released, HeadState]]
 
 
 class _Rules(NamedTuple):
     classes: int
     lam: float
     sigma: float
-    epsilon: float
     delta: float
-    budget: float
-    account: str
+    releases: int
+    steps: int
+    mu: float  # of each release
+
+    @property
+    def apart(self) -> float:
+        """How far apart two heads for the same rows may be."""
+        return self.sigma * self.mu
+
+
+class _Request(NamedTuple):
+    path: str  # the first to be tried
+    changed: int
+    already: int = 0
+    note: str = ""
 
 
 def certified_head(
@@ -102,37 +128,47 @@ def certified_head(
     lam: float,
     sigma: float,
     epsilon: float = 1.0,
-    delta: float = 1e-4,
-    budget: str = "published",
-    account: str = "bound",
+    delta: float = 1e-5,
+    releases: int = 1,
+    steps: int = 3,
 ) -> Head:
-    """One-vs-rest logistic regression whose minimiser is blurred by B, and which forgets by Newton steps.
+    """One-vs-rest logistic regression that forgets by Newton steps, released with noise on its weights.
 
-    lam: ridge for each example, 1e-3 for MNIST 3 against 8 and 2e-4 for SVHN as published. sigma: noise on the sum of the
-    losses, 10 as published; `epsilon`, `delta` and sigma fix the budget of the residual (`bounds.removal_budget`: 2.28 for
-    (1, 1e-4) and 10).
-    account: "bound": bounds of the residuals add up from request to request, as published, though with
-    `bounds.newton_residual`, which is sharper by a factor of 5 or more. "measured": the residual is the gradient norm of
-    the objective itself, taken anew after every request where that is less; it lasts longer.
+    Args:
+        classes: K.
+        lam: ridge for each example; the objective is lam n strongly convex.
+        sigma: standard deviation of the noise on every released weight. It hides a distance of `sigma mu`, where
+            mu = 0.268 at (1, 1e-5) and one release; a fit uses a tenth of it, an update the rest.
+        epsilon, delta: what is promised of all releases together.
+        releases: how many heads are released at most; each may be told apart by mu / sqrt(releases).
+        steps: Newton steps of a request, at most; more are taken while the distance is too large. Where that is still too
+            large, the request is met by a fit from nothing on the rows that are left (`Update.path` is "refit").
 
-    fit charges the gradient norm it stopped at, and raises BudgetSpent where that is over the budget (large sums in
-    float32: use x64, or a larger sigma). Requests that would go beyond the budget raise BudgetSpent with the numbers; the
-    remedy is to fit again without the examples. BadInput for anything out of range, data that are not those of the state
-    (the gradient there is larger than it can be), or no rows left; NonFinite where a Hessian cannot be inverted.
-    No intercept: append a column of ones to the features, which is then regularised too. Not for use under jit.
+    Returns:
+        A `Head`. Its functions run on concrete arrays, not under jit. There is no intercept: append a column of ones to the
+        features, which is then regularised too.
+
+    Raises:
+        BadInput: for anything out of range; by the functions for data that are not those of the state, for no rows left, for
+            a fit that rounding keeps too far from the minimiser (it says which sigma would do), and for more releases than
+            stated.
+        NonFinite: by the functions, where a Hessian cannot be inverted.
+
+    Example:
+        head = certified_head(classes=10, lam=1e-2, sigma=0.02, epsilon=1.0, delta=1e-5)
+        state, update = head.remove(head.fit(x, y), x, y, forget)
+        released, state = head.release(secret, state)
+        print(in_words(released.guarantee))
     """
     require(classes >= 2, f"classes must be at least 2, got {classes}")
-    require(lam > 0 and np.isfinite(lam), f"lam must be positive and finite, got {lam}: without it a minimiser may not exist")
-    require(account in ACCOUNTS, f"account must be one of {', '.join(ACCOUNTS)}, got {account!r}")
-    limit = bounds.removal_budget(epsilon, delta, sigma, budget)
-    rules = _Rules(classes, lam, sigma, epsilon, delta, limit, account)
-    return Head(
-        partial(_fit, rules),
-        partial(_remove, rules),
-        partial(_correct, rules),
-        partial(_first_order, rules),
-        partial(_guarantee, rules),
-    )
+    require(lam > 0 and math.isfinite(lam), f"lam must be positive and finite, got {lam}: without it a minimiser may not exist")
+    require(sigma > 0 and math.isfinite(sigma), f"sigma must be positive and finite, got {sigma}")
+    require(releases >= 1, f"releases must be at least 1, got {releases}")
+    require(steps >= 1, f"steps must be at least 1, got {steps}")
+    mu = bounds.gdp_mu(epsilon, delta) / math.sqrt(releases)
+    rules = _Rules(classes, lam, sigma, delta, releases, steps, mu)
+    named = (_fit, _remove, _correct, _first_order, _distance, _release)
+    return Head(*(partial(function, rules) for function in named))
 
 
 def linear(params: Array, x: Array) -> Array:
@@ -143,183 +179,154 @@ def linear(params: Array, x: Array) -> Array:
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
-def _fit(rules: _Rules, key: Key, x: Any, y: Any, removed: Any = None) -> HeadState:
+def _fit(rules: _Rules, x: Any, y: Any, removed: Any = None) -> HeadState:
     x, y = jnp.asarray(x), jnp.asarray(y)
-    removed = np.zeros(len(y), bool) if removed is None else _marked(removed, len(y))
-    _check_data(rules, x, y, ~removed)
-    noise = rules.sigma * jax.random.normal(keys.named(key, "objective"), (x.shape[1], rules.classes), x.dtype)
-    ridge = rules.lam * int((~removed).sum())
-    params = headsums.minimise(x, y, jnp.asarray(~removed), noise, ridge)
-    _check_finite(params)
-    sums = headsums.over(x, y, ~removed, params, gram=True)
-    spectral = bounds.spectral_above(sums.gram, sums.rows)
-    residual = float(np.linalg.norm(sums.gradient + ridge * _host(params) + _host(noise))) + sums.rounding
-    if residual > rules.budget:
-        raise BudgetSpent(
-            f"the fit stopped at a gradient norm of {residual:.4g}, over the budget of {rules.budget:.4g}: use float64 "
-            "(jax_enable_x64), shorter rows or a larger sigma",
-            residual,
-            rules.budget,
-        )
-    return HeadState(params, noise, jnp.asarray(removed), _upwards(residual), _upwards(spectral))
+    removed = np.zeros(len(y), bool) if removed is None else headrows.marked(removed, len(y))
+    headrows.check_data(x, y, ~removed, rules.classes)
+    point = _fitted(rules, _problem(rules, x, y, removed))
+    return HeadState(point.params, removed, np.float64(point.residual), np.int32(0))
 
 
 def _remove(rules: _Rules, state: HeadState, x: Any, y: Any, forget: Any) -> tuple[HeadState, Update]:
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    asked, gone = _marked(forget, len(state.removed)), np.asarray(state.removed)
-    forget, removed = asked & ~gone, asked | gone
-    already = int((asked & gone).sum())
-    _check_rows(state, x, y)
-    require(not removed.all(), "every example would be removed: nothing would be left to fit")
-    _check_data(rules, x, y, ~gone)
-    if not forget.any():
-        note = f"nothing to do: all {already} were removed before" if already else "nothing to do: no example was named"
-        left = float(state.spent)
-        return state, Update(0.0, left, rules.budget, left, 0.0, 0.0, 0, already, note)
-    of_forgotten = headsums.over(x, y, forget, state.params).gradient
-    push = of_forgotten + rules.lam * int(forget.sum()) * _host(state.params)
-    kept = state._replace(removed=jnp.asarray(removed))
-    step = headsums.solve(x, jnp.asarray(~removed), state.params, push, rules.lam * int((~removed).sum()))
-    note = f"{already} of {int(asked.sum())} had been removed before" if already else ""
-    return _charge(rules, kept, x, y, push, step, int(forget.sum()), already, note)
+    x, y, gone = jnp.asarray(x), jnp.asarray(y), np.asarray(state.removed)
+    request = headrows.removal(forget, gone)
+    headrows.check_shape(x, y, (len(gone), len(state.params)))
+    headrows.check_data(x, y, ~gone, rules.classes)
+    if not request.forget.any():
+        found = _distance(rules, state)
+        return state, Update("nothing", 0, found, _allowed(rules), found, 0, request.already, request.note)
+    start = headsums.measured(_problem(rules, x, y, request.removed), state.params)
+    of_forgotten = headsums.over(x, y, request.forget, state.params)
+    forgotten = of_forgotten.gradient + rules.lam * int(request.forget.sum()) * state.params
+    _check_own(state, start.gradient + forgotten, start, of_forgotten.rounding)
+    asked = _Request("newton", int(request.forget.sum()), request.already, request.note)
+    return _settle(rules, state._replace(removed=request.removed), x, y, start, asked)
 
 
 def _correct(rules: _Rules, state: HeadState, x: Any, y: Any, x_new: Any, y_new: Any) -> tuple[HeadState, Update]:
-    x_new, y_new, push, changed, wider = _difference(rules, state, x, y, x_new, y_new)
-    ridge = rules.lam * int((~wider.removed).sum())
-    step = headsums.solve(x_new, ~wider.removed, state.params, push, ridge)
-    return _charge(rules, wider, x_new, y_new, push, step, changed, 0, "")
+    rows, start, _ = _corrected(rules, state, x, y, x_new, y_new)
+    return _settle(rules, state, rows.x_new, rows.y_new, start, _Request("newton", int(rows.changed.sum())))
 
 
 def _first_order(
     rules: _Rules, state: HeadState, x: Any, y: Any, x_new: Any, y_new: Any, tau: float | None = None
 ) -> tuple[HeadState, Update]:
     """-tau G for G = sum grad(new) - sum grad(old); without tau the one that leaves least of the gradient, linearly."""
-    x_new, y_new, push, changed, wider = _difference(rules, state, x, y, x_new, y_new)
     require(tau is None or (np.isfinite(tau) and tau > 0), f"tau must be positive and finite, got {tau}")
+    rows, _, push = _corrected(rules, state, x, y, x_new, y_new)
+    problem = _problem(rules, rows.x_new, rows.y_new, state.removed)
     if tau is None:
-        keep = ~np.asarray(wider.removed)
-        bent = headsums.over(x_new, y_new, keep, state.params, step=push).bent + rules.lam * int(keep.sum()) * push
+        bent = headsums.over(problem.x, problem.y, problem.keep, state.params, step=push).bent + problem.ridge * push
         tau = float((push * bent).sum() / max(np.square(bent).sum(), 1e-300))
-    return _charge(rules, wider, x_new, y_new, push, tau * push, changed, 0, f"first order, tau = {tau:.4g}")
+    moved = headsums.measured(problem, state.params + tau * push)
+    asked = _Request("first_order", int(rows.changed.sum()), note=f"first order, tau = {tau:.4g}")
+    return _settle(rules, state, rows.x_new, rows.y_new, moved, asked)
 
 
-def _guarantee(rules: _Rules, state: HeadState) -> Guarantee:
-    spent = float(state.spent)
-    require(spent <= rules.budget, f"nothing is promised: the residual is up to {spent:.4g}, the budget {rules.budget:.4g}")
-    return Guarantee(rules.epsilon, rules.delta, None, "retraining", ASSUMPTIONS)
+def _corrected(rules: _Rules, state: HeadState, x, y, x_new, y_new) -> tuple[headrows.Correction, headsums.Point, np.ndarray]:
+    """The rows, the gradient over the new ones at the state's weights, and -G."""
+    shape = (len(state.removed), len(state.params))
+    rows = headrows.correction(shape, rules.classes, np.asarray(state.removed), x, y, x_new, y_new)
+    start = headsums.measured(_problem(rules, rows.x_new, rows.y_new, state.removed), state.params)
+    old = headsums.over(rows.x, rows.y, rows.changed, state.params)
+    new = headsums.over(rows.x_new, rows.y_new, rows.changed, state.params)
+    push = old.gradient - new.gradient
+    _check_own(state, start.gradient + push, start, old.rounding + new.rounding)
+    return rows, start, push
 
 
-def _difference(rules: _Rules, state: HeadState, x, y, x_new, y_new) -> tuple[Array, Array, np.ndarray, int, HeadState]:
-    """The new rows, -G, how many rows differ, and the state with room in `spectral` for the new rows."""
-    x, y, x_new, y_new = (jnp.asarray(part) for part in (x, y, x_new, y_new))
-    _check_rows(state, x, y)
-    _check_rows(state, x_new, y_new)
-    keep = ~np.asarray(state.removed)
-    _check_data(rules, x, y, keep)
-    _check_data(rules, x_new, y_new, keep)
-    changed = keep & (np.asarray(y != y_new) | np.asarray((x != x_new).any(axis=1)))
-    require(changed.any(), "no example that is left differs between the old and the new rows: there is nothing to correct")
-    old = headsums.over(x, y, changed, state.params)
-    new = headsums.over(x_new, y_new, changed, state.params, gram=True)
-    added = bounds.spectral_above(new.gram, new.rows)  # X'X grows by no more than the new rows' own
-    wider = state._replace(spectral=_upwards(np.hypot(float(state.spectral), added)))
-    return x_new, y_new, old.gradient - new.gradient, int(changed.sum()), wider
+# --- what the requests share -------------------------------------------------------------------------------------
 
 
-def _charge(
-    rules: _Rules, state: HeadState, x: Array, y: Array, push: np.ndarray, step: Any, changed: int, already: int, note: str
+def _problem(rules: _Rules, x: Array, y: Array, removed: np.ndarray) -> headsums.Problem:
+    keep = ~np.asarray(removed)
+    return headsums.Problem(x, y, keep, rules.lam * int(keep.sum()))
+
+
+def _settle(
+    rules: _Rules, state: HeadState, x: Array, y: Array, start: headsums.Point, asked: _Request
 ) -> tuple[HeadState, Update]:
-    """Take the step if the residual it leaves fits the budget.
+    """Newton steps from `start` (the first-order path has taken its own), and a fit from nothing where they leave too much.
 
-    With u the gradient left so far, the new objective has gradient u - push at the old weights. A step D changes it by
-    HD and by a remainder, so that |HD - push| and a bound of the remainder are what is charged; D is the difference of the
-    weights as they are stored.
+    Decided by data alone: no noise has been drawn for these weights.
     """
-    params = jnp.asarray(_host(state.params) + _host(step), state.params.dtype)
-    _check_finite(params)
-    taken = _host(params) - _host(state.params)
-    keep = ~np.asarray(state.removed)
-    ridge = rules.lam * int(keep.sum())
-    sums = headsums.over(x, y, keep, state.params, step=taken)
-    before = float(np.linalg.norm(sums.gradient + ridge * _host(state.params) + _host(state.noise) + push))
-    spent = float(state.spent)
+    problem, allowed = _problem(rules, x, y, state.removed), _allowed(rules)
+
+    def reached(point: headsums.Point) -> float:
+        return _from_minimiser(rules, point.params, point.residual, problem.ridge)
+
+    path, point = asked.path, start
+    if path == "newton":
+        target = problem.ridge * (allowed - _rounded(rules, start.params))
+        point = headsums.descend(problem, start, target=target, most=rules.steps)
+    tried = reached(point)
+    if not tried <= allowed:
+        path, point = "refit", _fitted(rules, problem)
+    after = state._replace(params=point.params, residual=np.float64(point.residual))
+    return after, Update(path, point.steps, reached(point), allowed, tried, asked.changed, asked.already, asked.note)
+
+
+def _fitted(rules: _Rules, problem: headsums.Problem) -> headsums.Point:
+    """The minimiser from nothing, within a fit's share of the distance."""
+    x, y, keep, ridge = problem
+    zero = jnp.zeros((x.shape[1], rules.classes), x.dtype)
+    params = np.asarray(headsums.minimise(x, y, jnp.asarray(keep), zero, ridge), np.float64)
+    headrows.check_finite(params)
+    allowed = FIT * rules.apart
+    target = ridge * (allowed - _rounded(rules, params))
+    point = headsums.measured(problem, params)
+    if point.residual > target:
+        point = headsums.descend(problem, point, target=target, most=POLISH)
+    found = _from_minimiser(rules, point.params, point.residual, ridge)
     require(
-        before <= spent * (1 + 1e-6) + 2 * sums.rounding,
-        f"these are not the data that the state was made with: the gradient there is {before:.4g}, and can be {spent:.4g} at "
-        "most. Pass rows and labels as they were after the last request",
+        found <= allowed,
+        f"the fit stopped within {found:.3g} of the minimiser, and sigma = {rules.sigma:g} asks for {allowed:.3g}: nothing can "
+        f"be promised. Use float64 features (jax_enable_x64), a larger lam, shorter rows, or a sigma of "
+        f"{rules.sigma * found / allowed:.3g} or more",
     )
-    spectral = float(state.spectral)
-    nonlinear = float(np.linalg.norm(bounds.newton_residual(spectral, sums.moved)))
-    lengths = np.linalg.norm(taken, axis=0)
-    published = float(np.linalg.norm(bounds.published_residual(spectral, sums.moved, lengths, sums.longest)))
-    charged = float(np.linalg.norm(sums.bent + ridge * taken - push)) + nonlinear + sums.rounding
-    after = headsums.over(x, y, keep, params)
-    measured = float(np.linalg.norm(after.gradient + ridge * _host(params) + _host(state.noise))) + after.rounding
-    total = spent + charged if rules.account == "bound" else min(spent + charged, measured)
-    left = _upwards(total)
-    if float(left) > rules.budget:
-        raise BudgetSpent(
-            f"the residual would be up to {total:.4g}, {spent:.4g} before and {charged:.4g} for this request, over the budget "
-            f"of {rules.budget:.4g}: the noise hides no more. Nothing was changed. Fit again on the data as they are to be, "
-            "with a fresh key, or make a smaller request",
-            total,
-            rules.budget,
-        )
-    update = Update(charged, float(left), rules.budget, measured, published, nonlinear, changed, already, note)
-    return state._replace(params=params, spent=left), update
+    return point
 
 
-# --- checks ------------------------------------------------------------------------------------------------------
+def _allowed(rules: _Rules) -> float:
+    """How far an update may be from the minimiser, so that it stays within reach of every fit."""
+    return (1 - FIT) * rules.apart
 
 
-def _marked(forget: Any, count: int) -> np.ndarray:
-    """A mask [count] of a mask or of indices."""
-    asked = np.asarray(forget)
-    if asked.dtype == bool:
-        require(asked.shape == (count,), f"a mask must have one entry an example, [{count}]; got {list(asked.shape)}")
-        return asked
-    whole = np.issubdtype(asked.dtype, np.integer) or asked.size == 0
-    require(whole and asked.ndim <= 1, f"name examples by a boolean mask [{count}] or whole numbers, got {asked.dtype}")
-    at = np.atleast_1d(asked).astype(np.int64)
-    bad = at[(at < 0) | (at >= count)]
-    require(not bad.size, f"example {bad[0] if bad.size else ''} does not exist: there are {count}, numbered from 0")
-    mask = np.zeros(count, bool)
-    mask[at] = True
-    return mask
+def _rounded(rules: _Rules, params: np.ndarray) -> float:
+    """How far the weights are moved, at most, when they are put on the grid of the noise."""
+    return output_noise.fine_grid(rules.sigma) / 2 * math.sqrt(params.size)
 
 
-def _check_rows(state: HeadState, x: Array, y: Array) -> None:
-    rows = (len(state.removed), state.params.shape[0])
+def _from_minimiser(rules: _Rules, params: np.ndarray, residual: float, ridge: float) -> float:
+    return bounds.minimiser_distance(residual, ridge) + _rounded(rules, params)
+
+
+def _check_own(state: HeadState, gradient: np.ndarray, at: headsums.Point, rounding: float) -> None:
+    """The gradient over the rows as they were before the request must be what the state says."""
+    rounding += at.residual - float(np.linalg.norm(at.gradient))
+    headrows.check_same(float(np.linalg.norm(gradient)), float(state.residual), rounding)
+
+
+# --- releases ----------------------------------------------------------------------------------------------------
+
+
+def _distance(rules: _Rules, state: HeadState) -> float:
+    ridge = rules.lam * int((~np.asarray(state.removed)).sum())
+    return _from_minimiser(rules, np.asarray(state.params), float(state.residual), ridge)
+
+
+def _release(rules: _Rules, key: Key, state: HeadState) -> tuple[Released, HeadState]:
+    made, found, allowed = int(state.releases), _distance(rules, state), _allowed(rules)
     require(
-        x.shape == rows, f"features must be [N, F] = {list(rows)} as in the fit, removed rows included; got {list(x.shape)}"
+        made < rules.releases,
+        f"{made} of {rules.releases} releases are made, and the promise covers no more: make the head with a larger `releases`",
     )
-    require(y.shape == rows[:1], f"labels must be [{rows[0]}] as in the fit, got {list(y.shape)}")
-
-
-def _check_data(rules: _Rules, x: Array, y: Array, keep: np.ndarray) -> None:
-    """Of the rows in `keep`; the others may hold anything."""
-    require(x.ndim == 2 and x.shape[1] >= 1, f"features must be [N, F], got {list(x.shape)}")
-    require(jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize >= 4, f"features must be float32 or more, got {x.dtype}")
-    require(y.shape == (len(x),), f"labels must be one an example, [{len(x)}]; got {list(y.shape)}")
-    require(jnp.issubdtype(y.dtype, jnp.integer), f"labels must be whole numbers, got {y.dtype}")
-    require(keep.any(), "every example is removed: nothing is left to fit")
-    labels = np.asarray(y)[keep]
-    within = labels.min() >= 0 and labels.max() < rules.classes
-    require(within, f"labels must lie in 0..{rules.classes - 1}, got {labels.min()}..{labels.max()}")
-    finite = np.asarray(jnp.isfinite(x).all(axis=1))[keep]
-    require(finite.all(), f"features must be finite: row {int(np.flatnonzero(keep)[np.argmin(finite)])} holds NaN or infinity")
-
-
-def _check_finite(params: Array) -> None:
-    if not bool(jnp.isfinite(params).all()):
-        raise NonFinite("a Hessian could not be inverted in this precision: raise lam, scale the features, or use float64")
-
-
-def _upwards(value: float) -> Array:
-    """The next float32 above."""
-    return jnp.asarray(np.nextafter(np.float32(value), np.float32(np.inf)))
-
-
-def _host(array: Any) -> np.ndarray:
-    return np.asarray(array, np.float64)
+    require(
+        found <= allowed,
+        f"the state is up to {found:.3g} from its minimiser, more than the {allowed:.3g} that sigma = {rules.sigma:g} hides: "
+        "it was made by a head with other settings. Fit it with this one",
+    )
+    noisy = output_noise.perturbed(keys.at(keys.named(key, "output"), made), state.params, rules.sigma)
+    mu = rules.mu * math.sqrt(made + 1)
+    guarantee = Guarantee(bounds.gdp_epsilon(mu, rules.delta), rules.delta, mu, "retraining", ASSUMPTIONS)
+    return Released(jnp.asarray(noisy), guarantee), state._replace(releases=np.int32(made + 1))

@@ -1,5 +1,6 @@
-"""The sums over examples behind certified heads: minimise and solve on the device, measure on the host in float64."""
+"""The sums over examples behind linear heads: minimise and solve on the device, measure on the host in float64."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from dememo_jax.types import Array
 
-ROWS = 8192  # at a time on the host
+ROWS = 512  # at a time on the host: sums of sums round less than one long sum
 STEPS = 100  # of Newton's method, at most; it takes about ten
 
 
@@ -31,7 +32,9 @@ def over(x: Any, y: Any, keep: np.ndarray, params: Any, *, step: Any = None, gra
     step = None if step is None else np.asarray(step, np.float64)
     at, shape = np.flatnonzero(keep), w.shape
     gradient, bent, square = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], shape[0]) if gram else (0, 0))
-    moved, longest, absolute = [np.zeros((0, shape[1]))], 0.0, 0.0
+    moved, longest, blocks = [np.zeros((0, shape[1]))], 0.0, math.ceil(len(at) / ROWS)
+    size, further = float(np.linalg.norm(w)), 0.0 if step is None else float(np.linalg.norm(step))
+    rounding = 0.0
     for begin in range(0, len(at), ROWS):
         rows = x[at[begin : begin + ROWS]].astype(np.float64)
         p = 0.5 * (1 + np.tanh(0.5 * (rows @ w)))
@@ -39,18 +42,65 @@ def over(x: Any, y: Any, keep: np.ndarray, params: Any, *, step: Any = None, gra
         gradient += rows.T @ error
         lengths = np.linalg.norm(rows, axis=1)
         longest = max(longest, float(lengths.max()))
-        reach = np.linalg.norm(w) * lengths
+        summed = np.linalg.norm(error, axis=1)
         if step is not None:
             turned = rows @ step
             bent += rows.T @ (p * (1 - p) * turned)
             moved.append(turned)
-            reach += np.linalg.norm(turned, axis=1)
-        absolute += float((lengths * (np.linalg.norm(error, axis=1) + reach)).sum())
+            summed += np.linalg.norm(turned, axis=1)
+        # A sum of n terms errs by n roundings of the sum of sizes, in any order; a logit by F roundings of |x| |w|, of
+        # which a quarter at most is seen in p; p itself by a few roundings.
+        each = (ROWS + blocks + 8) * summed + (shape[0] + 8) * lengths * (size + further) + 16 * math.sqrt(shape[1])
+        rounding += 2 * float(np.finfo(np.float64).eps) * float((lengths * each).sum())
         if gram:
             square += rows.T @ rows
-    # A sum of n terms errs by n roundings of the sum of sizes, in any order; a logit by F roundings of |x| |w|.
-    rounding = 4 * float(np.finfo(np.float64).eps) * (len(at) + shape[0] + 8) * absolute
     return Sums(gradient, bent, np.concatenate(moved), square, longest, rounding, len(at))
+
+
+class Problem(NamedTuple):
+    """The rows to fit: features [N, F], labels [N], which rows are kept [N], and the ridge lam n on the sum of losses."""
+
+    x: Array
+    y: Array
+    keep: np.ndarray
+    ridge: float
+
+
+class Point(NamedTuple):
+    """Weights and the gradient of a problem there, both float64 [F, K]."""
+
+    params: np.ndarray
+    gradient: np.ndarray
+    residual: float  # at least the Frobenius norm of the gradient in real arithmetic
+    steps: int  # of Newton's method that led here
+
+
+def measured(problem: Problem, params: np.ndarray, steps: int = 0) -> Point:
+    """The gradient at `params` in float64, and a bound of its norm that includes all rounding."""
+    x, y, keep, ridge = problem
+    sums = over(x, y, keep, params)
+    gradient = sums.gradient + ridge * params
+    eps, length = float(np.finfo(np.float64).eps), float(np.linalg.norm(gradient))
+    rounding = sums.rounding + 4 * eps * (ridge * float(np.linalg.norm(params)) + length)
+    return Point(params, gradient, (length + rounding) * (1 + 4 * eps * (gradient.size + 8)), steps)
+
+
+def descend(problem: Problem, start: Point, *, target: float, most: int) -> Point:
+    """Full Newton steps while they lower the residual: at least one is tried, at most `most`, until it is at most `target`.
+
+    Gradients are summed in float64 and linear systems solved in the dtype of the features, so that the rounding of the
+    device slows the descent and does not limit what it reaches.
+    """
+    x, keep, here = problem.x, jnp.asarray(problem.keep), start
+    for _ in range(most):
+        step = np.asarray(solve(x, keep, jnp.asarray(here.params, x.dtype), here.gradient, problem.ridge), np.float64)
+        after = measured(problem, here.params - step, here.steps + 1) if np.isfinite(step).all() else None
+        if after is None or not after.residual < here.residual:
+            break
+        here = after
+        if here.residual <= target:
+            break
+    return here
 
 
 @jax.jit
