@@ -11,37 +11,84 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dememo_jax import values
 from dememo_jax.errors import require
 from dememo_jax.types import Array, Dataset, Key, Perturbation
+from dememo_jax.values import UNIT, Box
 
 
-def make(x, y) -> Dataset:
-    """A full set from images [N, ...] (uint8, or float in [0, 1]) and integer labels [N]."""
-    return Dataset(floats(x), jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+def make(x, y, *, box: Box | None = UNIT) -> Dataset:
+    """A full set of images, or of rows of features, [N, ...] with integer labels [N].
+
+    Values live in [0, 1] in the whole library: budgets are in that unit, and noise is clipped to it. So bytes are divided by
+    255, and floats must lie in [0, 1] already.
+
+    Args:
+        x: [N, ...], uint8, or float in `box`.
+        y: [N], whole numbers 0..K-1.
+        box: (low, high), numbers or arrays that fit an example, such as the least and largest value of each feature: x is
+            brought from there to [0, 1], (x - low) / (high - low). None leaves floats as they are, standardised features
+            say: they can be trained on, unlearned, audited and certified; noise, releases and whatever else clips to
+            [0, 1] refuse them.
+    Returns:
+        Float32 images, int32 labels, and the examples' numbers 0..N-1.
+    Raises:
+        BadInput for values that are not finite or not in the box, bytes of 0 and 1 or floats divided by 255 twice, and labels
+            that are no whole numbers from 0 on, one an example. Under jit values are not known and nothing is checked.
+
+    Example:
+        >>> make([[-1.0, 3.0], [1.0, 5.0]], [0, 1], box=([-1.0, 3.0], [1.0, 5.0])).x.tolist()
+        [[0.0, 0.0], [1.0, 1.0]]
+    """
+    if not isinstance(x, jax.core.Tracer):
+        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        require(x.ndim >= 1, "expected examples [N, ...], got a single number")
+        values.check(x, "x", box=box)
+    made = floats(x)
+    if box is not None and not values.is_unit(box):
+        low, high = (jnp.asarray(edge, jnp.float32) for edge in box)
+        made = jnp.clip((made - low) / (high - low), 0.0, 1.0)
+    return Dataset(made, _labels(y, len(x)), jnp.arange(len(x), dtype=jnp.int32))
 
 
 def rows(x, y) -> Dataset:
-    """A full set from rows of tokens [N, L], whole numbers, and integer labels [N]."""
-    x = jnp.asarray(x)
-    require(x.ndim == 2 and jnp.issubdtype(x.dtype, jnp.integer), f"expected tokens [N, L], got {x.dtype} {list(x.shape)}")
-    return Dataset(x.astype(jnp.int32), jnp.asarray(y, jnp.int32), jnp.arange(len(x), dtype=jnp.int32))
+    """A full set from rows of tokens [N, L], whole numbers from 0 on, and integer labels [N]."""
+    x = x if isinstance(x, jax.Array) else np.asarray(x)
+    require(x.ndim == 2 and np.issubdtype(x.dtype, np.integer), f"expected tokens [N, L], got {x.dtype} {list(x.shape)}")
+    if x.size and not isinstance(x, jax.core.Tracer):
+        least, largest = values.span(x)
+        require(least >= 0 and largest < 2**31, f"tokens must lie in 0..2^31 - 1, got {least:.0f}..{largest:.0f}")
+    return Dataset(jnp.asarray(x, jnp.int32), _labels(y, len(x)), jnp.arange(len(x), dtype=jnp.int32))
 
 
 def floats(x) -> Array:
     """Images, uint8 or float in [0, 1], as float32 in [0, 1]."""
-    x = jnp.asarray(x)
-    require(x.dtype == jnp.uint8 or jnp.issubdtype(x.dtype, jnp.floating), f"images must be uint8 or float, got {x.dtype}")
-    return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+    kind = x.dtype
+    require(kind == np.uint8 or jnp.issubdtype(kind, jnp.floating), f"images must be uint8 or float, got {kind}")
+    # NumPy casts on the host: JAX takes neither big-endian nor extended types.
+    x = jnp.asarray(x if isinstance(x, jax.Array) else x.astype(np.uint8 if kind == np.uint8 else np.float32))
+    return x.astype(jnp.float32) / 255 if kind == np.uint8 else x.astype(jnp.float32)
 
 
 def take(data: Dataset, at: Array) -> Dataset:
-    """The examples at positions `at` [B]."""
+    """The examples at positions `at` [B]. Outside jit, raises BadInput for positions that `data` does not have."""
+    if not isinstance(at, jax.core.Tracer):
+        place = np.asarray(at)
+        whole = np.issubdtype(place.dtype, np.integer)
+        require(whole or not place.size, f"positions must be whole numbers, got {place.dtype}; for a mask use data.select")
+        outside = place[(place < 0) | (place >= len(data.x))]
+        require(not outside.size, f"there is no position {outside[:1]}: the examples are at 0..{len(data.x) - 1}")
+        at = jnp.asarray(place, jnp.int32)
     return Dataset(*(jnp.take(part, at, axis=0) for part in data))
 
 
 def select(data: Dataset, mask) -> Dataset:
-    """The examples where `mask` [N]; on concrete arrays only, since the length depends on the mask."""
-    return take(data, jnp.asarray(np.flatnonzero(np.asarray(mask))))
+    """The examples where `mask`, bool [N]; on concrete arrays only, since the length depends on the mask."""
+    mask = np.asarray(mask)
+    require(mask.dtype == bool and mask.shape == (len(data.x),), _not_a_mask("a mask", mask, len(data.x)))
+    return take(data, np.flatnonzero(mask))
 
 
 def perturb(data: Dataset, perturbation: Perturbation | None, join: Callable[[Array, Array], Array] = operator.add) -> Dataset:
@@ -51,11 +98,13 @@ def perturb(data: Dataset, perturbation: Perturbation | None, join: Callable[[Ar
     for tables that are not added, such as those of a learnability lock.
     Tokens are no shades of grey: where x [N, L] is of whole numbers, delta is the difference between the tokens of the
     changed text and of the given one, whole numbers of the same shape, and nothing is clipped.
-    Outside jit, raises BadInput for noise of a smaller set; always for another shape, and for whole numbers and floats mixed.
+    Outside jit, raises BadInput for noise of a smaller set and images beyond [0, 1] (see `make`); always for another shape, and
+    for whole numbers and floats mixed.
     """
     if perturbation is None:
         return data
     check_covers(perturbation, data)
+    check_unit(data)
     tokens = jnp.issubdtype(data.x.dtype, jnp.integer)
     alike = jnp.issubdtype(perturbation.delta.dtype, jnp.integer) == tokens
     require(
@@ -150,13 +199,14 @@ def share_of(key: Key, mask, labels, share: float) -> np.ndarray:
 
 
 def check_whole(data: Dataset, classes: int) -> None:
-    """BadInput unless `data` is a whole set, numbered 0..N-1, with labels 0..classes-1.
+    """BadInput unless `data` is a whole set, numbered 0..N-1, with values in [0, 1] and labels 0..classes-1.
 
     Indexing clamps in silence, so noise would land on others. Under jit values are not known and nothing is checked.
     """
     require(data.y is not None, "labels are missing: this needs the class of every example, [N] integers in data.y")
     if isinstance(data.y, jax.core.Tracer):
         return
+    check_unit(data)
     least = int(np.asarray(data.y).min())
     require(least >= 0, f"a label is {least}: labels are missing, or not numbered from 0; expected 0..{classes - 1}")
     largest, index = int(np.asarray(data.y).max()), np.asarray(data.index)
@@ -174,6 +224,18 @@ def check_covers(perturbation: Perturbation | None, data: Dataset) -> None:
         require(largest < count, f"example {largest} has no noise: the perturbation is for a set of {count}")
 
 
+def check_unit(data: Dataset) -> None:
+    """BadInput for images that do not lie in [0, 1]; of tokens, and under jit, nothing is checked."""
+    if isinstance(data.x, jax.core.Tracer) or not jnp.issubdtype(data.x.dtype, jnp.floating) or not data.x.size:
+        return
+    least, largest = values.span(data.x)
+    require(
+        least >= -1e-6 and largest <= 1 + 1e-6,
+        f"the data runs from {least:.4g} to {largest:.4g}, and noise is made for, and clipped to, [0, 1]: "
+        "bring it there by data.make(x, y, box=(low, high))",
+    )
+
+
 def check_mask(mask, count: int) -> Array:
     """`mask` as bool [count], all of it for None; BadInput when it is empty, not boolean or of another length.
 
@@ -182,8 +244,7 @@ def check_mask(mask, count: int) -> Array:
     if mask is None:
         return jnp.ones(count, bool)
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-    require(mask.shape == (count,), f"a mask must have one entry an example, [{count}]; got {mask.shape}")
-    require(mask.dtype == bool, f"a mask must be boolean, got {mask.dtype}")
+    require(mask.shape == (count,) and mask.dtype == bool, _not_a_mask("a mask", mask, count))
     require(isinstance(mask, jax.core.Tracer) or np.asarray(mask).any(), "the mask is empty: it protects no example")
     return jnp.asarray(mask)
 
@@ -194,10 +255,23 @@ def check_forget(mask, count: int) -> np.ndarray:
     Under jit its values are not known: only length and type are checked, and it comes back as it is.
     """
     mask = mask if isinstance(mask, jax.core.Tracer) else np.asarray(mask)
-    require(mask.shape == (count,), f"a forget mask must have one entry an example, [{count}]; got {mask.shape}")
-    require(mask.dtype == bool, f"a forget mask must be boolean, got {mask.dtype}")
+    require(mask.shape == (count,) and mask.dtype == bool, _not_a_mask("a forget mask", mask, count))
     if isinstance(mask, jax.core.Tracer):
         return mask  # type: ignore[return-value]
     require(mask.any(), "the forget set is empty: name at least one example to forget")
     require(not mask.all(), "the forget set covers all data: nothing would be left to retain")
     return mask
+
+
+def _not_a_mask(what: str, mask, count: int) -> str:
+    got = f"{what} must be boolean, one entry an example, [{count}]; got {mask.dtype} {list(mask.shape)}"
+    if mask.dtype == bool:
+        return got
+    return f"{got}. Make positions a mask by np.isin(np.arange({count}), positions), and zeros and ones by .astype(bool)"
+
+
+def _labels(y, count: int) -> Array:
+    if not isinstance(y, jax.core.Tracer):
+        y = y if isinstance(y, jax.Array) else np.asarray(y)
+        values.check_labels(y, count)
+    return jnp.asarray(y, jnp.int32)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import losses, models
+from dememo_jax import losses, models, values
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Dataset, Params
 
@@ -42,8 +42,16 @@ def _logits(apply, params, x, *, batch):
 
 
 def correct(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
-    """1.0 where the network is right, [N]."""
-    return _right(logits(apply, params, data.x, batch=batch), data.y)
+    """1.0 where the network is right, [N]. Outside jit, raises BadInput for labels that it has no output for."""
+    found = logits(apply, params, data.x, batch=batch)
+    check_outputs(data, found.shape[-1])
+    return _right(found, data.y)
+
+
+def check_outputs(data: Dataset, outputs: int) -> None:
+    """BadInput unless a network with so many outputs has one for each label of `data`; under jit nothing is checked."""
+    if not isinstance(data.y, jax.core.Tracer) and data.y.size:
+        values.check_outputs(int(np.max(data.y)), outputs)
 
 
 _right = jax.jit(losses.correct)  # one program where it is called outside of one

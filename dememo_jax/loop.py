@@ -86,6 +86,8 @@ def _check(data: Dataset, batch: int | None, mask: Array | None, perturbation: P
     if mask is not None and not isinstance(mask, jax.core.Tracer):
         require(np.asarray(mask).any(), "the mask selects no example to draw batches from")
     sets.check_covers(perturbation, data)
+    if perturbation is not None:
+        sets.check_unit(data)
 
 
 def run(
@@ -125,7 +127,7 @@ def run(
         else:
             state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), draw=draw, **how)
             host = {name: np.asarray(values) for name, values in info.items()}
-        _refuse_non_finite(host, begin, before)
+        _refuse_non_finite(host, begin, before, _labels(data) if begin * (batch or len(data.x)) < len(data.x) else None)
         if after(begin + count, state, host):
             break
     return state
@@ -183,10 +185,19 @@ def _check_grid(steps: int, every: int, start: int) -> None:
     require(start % every == 0 or start >= steps, f"resume on the grid of {every} steps, not at {start}")
 
 
-def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any) -> None:
+def _labels(data: Dataset) -> int | None:
+    """The largest label, where there are labels of classes."""
+    known = data.y is not None and data.y.ndim == 1 and data.y.size
+    return int(np.max(data.y)) if known else None
+
+
+def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any, largest: int | None = None) -> None:
     for name, values in info.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             at = int(np.argmax(bad))
-            sentence = f"{name} became {values[at]} at step {begin + at}; lower the learning rate or clip gradients"
+            cure = "lower the learning rate or clip gradients"
+            if largest is not None:
+                cure += f"; labels run to {largest}: has the network an output for each of 0..{largest}?"
+            sentence = f"{name} became {values[at]} at step {begin + at}; {cure}"
             raise NonFinite(sentence, kept=before)

@@ -58,7 +58,7 @@ def quantise(data: Dataset, perturbation: Perturbation, *, form: Form = "signed"
     rows, mask = np.asarray(perturbation.row)[index], np.asarray(perturbation.mask)[index]
     released = np.empty(data.x.shape, np.uint8)
     for at in _blocks(len(index), batch):
-        x = np.asarray(data.x[at], np.float32)
+        x = _unit(np.asarray(data.x[at], np.float32))
         noise = np.asarray(perturbation.delta[rows[at]], np.float32)
         if form == "signed":
             moved = _levels(np.clip(x + noise, 0.0, 1.0))
@@ -66,6 +66,12 @@ def quantise(data: Dataset, perturbation: Perturbation, *, form: Form = "signed"
             moved = np.clip(_levels(x) + np.clip(255 * noise, 0, 255), 0, 255).astype(np.uint8)
         released[at] = np.where(mask[at].reshape(-1, *[1] * (x.ndim - 1)), moved, _levels(x))
     return released
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    inside = not x.size or (x.min() >= -1e-6 and x.max() <= 1 + 1e-6)
+    require(inside, "a release is of images in [0, 1]: bring others there by data.make(x, y, box=(low, high))")
+    return x
 
 
 def _levels(x: np.ndarray) -> np.ndarray:
@@ -102,7 +108,7 @@ def measure(
     linf, l2, pixels, outside, on_grid = 0, 0.0, 0, 0, True
     for at in _blocks(len(released), batch):
         x = np.asarray(clean[at])
-        levels = x if x.dtype == np.uint8 else _levels(x.astype(np.float32))
+        levels = x if x.dtype == np.uint8 else _levels(_unit(x.astype(np.float32)))
         on_grid &= x.dtype == np.uint8 or bool(np.abs(255 * x.astype(np.float32) - levels).max() < 1e-3)
         change = np.abs(released[at].astype(np.int32) - levels).reshape(len(x), -1, x.shape[-1])
         linf = max(linf, int(change.max()))
@@ -169,7 +175,7 @@ def write(
     mask = np.asarray(perturbation.mask)[np.asarray(data.index)]
     budget = measure(data.x, released, mask, norm=norm, radius=radius, batch=batch)
     verify(budget)
-    x_test = np.concatenate([_levels(np.asarray(test.x[at], np.float32)) for at in _blocks(len(test.y), batch)])
+    x_test = np.concatenate([_levels(_unit(np.asarray(test.x[at], np.float32))) for at in _blocks(len(test.y), batch)])
     arrays = {"x_train": released, "y_train": np.asarray(data.y), "x_test": x_test, "y_test": np.asarray(test.y)}
     full = {
         **manifest,

@@ -90,7 +90,7 @@ def network(model, training, test, epochs: int, seed: int) -> dict:
 def heads(x, training, test_x, test, seed: int) -> dict:
     """The same for heads W [F, K] on rows at most 1 long."""
     forget, key = np.asarray(training.y) == CLASS, jax.random.key(seed)
-    rows, shown = sets.make(x, training.y), sets.make(test_x, test.y)
+    rows, shown = sets.make(x, training.y, box=None), sets.make(test_x, test.y, box=None)
     model = models.from_apply(lambda key, x: {"w": jnp.zeros((x.shape[1], 10))}, lambda p, x: x @ p["w"])
 
     def measured(w):

@@ -32,7 +32,7 @@ def staircase(params, x):
 
 @pytest.fixture(scope="module")
 def stairs():
-    return sets.make(GRID.astype(np.float32).reshape(-1, 1, 1, 1), np.ones(401, int))
+    return sets.make(GRID.astype(np.float32).reshape(-1, 1, 1, 1), np.ones(401, int), box=None)
 
 
 def certify_stairs(stairs, **how):

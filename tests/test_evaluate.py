@@ -14,7 +14,7 @@ X = RANDOM.normal(size=(N, 2, 2, 1)).astype(np.float32)
 PARAMS = {"w": RANDOM.normal(size=(4, 3)).astype(np.float32)}
 EXPECTED = X.reshape(N, 4) @ PARAMS["w"]
 LABELS = np.where(np.arange(N) % 3 == 0, 2, EXPECTED.argmax(axis=1))  # some right, some wrong
-DATA = sets.make(X, LABELS)
+DATA = sets.make(X, LABELS, box=None)
 RIGHT = EXPECTED.argmax(axis=1) == LABELS
 
 

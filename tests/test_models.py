@@ -225,7 +225,7 @@ def test_recalibrated_nnx_keeps_its_dropout():
 def test_recalibrated_in_a_certificate():
     model = models.from_linen(Deep())
     w = model.init(KEY, MANY)
-    data = sets.make(X, np.arange(6) % 2)
+    data = sets.make(X, np.arange(6) % 2, box=None)
     apply, params, prepare = models.recalibrated(model, w, MANY)
     found = certify.draw(certify.cloud(apply, params, data, OTHER, sigma=0.5, prepare=prepare), draws=6)
     for i, score in enumerate(found.scores[:, 0]):

@@ -136,6 +136,49 @@ def test_refused_files(tmp_path):
         sources.decoder(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("hidden_size", "num_hidden_layers") for value in ("abc", -8, 8.5, True)),
+        ("num_key_value_heads", [2]), ("head_dim", "4"), ("sliding_window", -1), ("max_position_embeddings", 2**40),
+        ("rms_norm_eps", "small"), ("rope_theta", 0), ("rope_parameters", "default"), ("rope_scaling", [1]),
+    ],
+)  # fmt: skip
+def test_types_in_a_config_are_refused(tmp_path, name, value):
+    with pytest.raises(BadInput, match=name.replace("rope_scaling", "rope_parameters")):
+        sources.decoder_net(folder(tmp_path, CONFIG | {name: value}))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 5000, b'{"a":' * 5000], ids=["not UTF-8", "deep", "deep object"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_files_of_json_are_refused(tmp_path, name, content):
+    (folder(tmp_path) / name).write_bytes(content)
+    with pytest.raises(BadInput, match="not JSON"):
+        sources.decoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "places", [["model.safetensors"], {"a": 1}, {"a": "../model.safetensors"}, {"a": "/model.safetensors"}, "x", {"a": ""}]
+)
+def test_an_index_names_files_of_its_own_folder(tmp_path, places):
+    (folder(tmp_path) / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(BadInput, match="weight_map"):
+        sources.decoder(tmp_path)
+
+
+def test_a_tensor_of_eight_bits_is_refused(tmp_path):
+    path = folder(tmp_path) / "model.safetensors"
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    name = next(name for name, tensor in header.items() if tensor.get("shape") == [16, 16])
+    header[name] |= {"dtype": "F8_E4M3", "shape": [64, 16]}  # as many bytes
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
+    with pytest.raises(BadInput, match="F8_E4M3"):
+        sources.decoder(tmp_path)
+
+
 def test_rows_longer_than_the_released_model_are_refused(tmp_path):
     net, weights = sources.decoder(folder(tmp_path, CONFIG | {"max_position_embeddings": 10}))
     model = models.from_linen(net)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
 
-from dememo_jax import bounds, losses
+from dememo_jax import bounds, losses, values
 from dememo_jax.errors import require
 
 
@@ -22,7 +22,7 @@ def membership_scores(member, nonmember, target) -> dict[str, float]:
     retrained without the target means anything (`membership_gap`). Raises BadInput for an empty set.
     """
     for logits, labels in (member, nonmember, target):
-        require(len(logits) == len(labels), f"need one label a row of logits, got {len(logits)} rows and {len(labels)} labels")
+        _paired(logits, labels)
     count = min(len(member[1]), len(nonmember[1]))
     require(count and len(target[1]), "membership scores need at least one member, one nonmember and one target example")
     shadow = [_features(np.asarray(logits)[:count], np.asarray(labels)[:count]) for logits, labels in (member, nonmember)]
@@ -122,10 +122,18 @@ def _threshold(member: np.ndarray, nonmember: np.ndarray) -> float | None:
 
 
 def _outputs(logits, labels) -> tuple[jnp.ndarray, jnp.ndarray]:
-    logits, labels = np.asarray(logits), np.asarray(labels)
-    require(len(logits) == len(labels), f"need one label a row of logits, got {len(logits)} rows and {len(labels)} labels")
+    logits, labels = _paired(logits, labels)
     require(np.isfinite(logits).all(), "the logits to audit must be finite")
-    return jnp.asarray(logits), jnp.asarray(labels)
+    return jnp.asarray(logits), jnp.asarray(labels, jnp.int32)
+
+
+def _paired(logits, labels) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [B, K] and labels [B], which are places among them; BadInput for any others."""
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    require(logits.ndim == 2, f"logits must be [B, K], got {list(logits.shape)}")
+    require(len(logits) == len(labels), f"need one label a row of logits, got {len(logits)} rows and {len(labels)} labels")
+    values.check_labels(labels, len(logits), "labels", outputs=logits.shape[1])
+    return logits, labels
 
 
 _softmax = jax.jit(jax.nn.softmax)

@@ -62,7 +62,8 @@ def learner(
 
 
 def released(data: Dataset, perturbation: Perturbation | None) -> Dataset:
-    """The protected set as it is published: rounded to 8 bits."""
+    """The protected set as it is published: rounded to 8 bits. BadInput for images that do not lie in [0, 1]."""
+    sets.check_unit(data)
     return data._replace(x=jnp.round(sets.perturb(data, perturbation).x * 255) / 255)
 
 

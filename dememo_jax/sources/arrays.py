@@ -1,20 +1,62 @@
 """Data sets that are plain arrays, scikit-learn's digits or an `.npz`, and the check of all arrays."""
 
+import lzma
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dememo_jax import values
 from dememo_jax.errors import BadInput, require
-from dememo_jax.sources.splits import Split, fingerprint
+from dememo_jax.sources import words
+from dememo_jax.sources.splits import Split, fingerprint, memory
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+ALIASES = {  # as other collections name them
+    "x_train": ("X_train", "train_images", "train_x"), "y_train": ("Y_train", "train_labels", "train_y"),
+    "x_test": ("X_test", "test_images", "test_x"), "y_test": ("Y_test", "test_labels", "test_y"),
+}  # fmt: skip
+NAMES = "class_names"
+CHANNELS = (1, 3, 4)
+DAMAGED = (
+    ValueError, OSError, EOFError, MemoryError, OverflowError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 def read(name: str) -> tuple[np.ndarray, ...]:
-    """x_train, y_train, x_test, y_test of `"digits"` or of a path to an `.npz`."""
-    return _digits() if name == "digits" else _npz(Path(name))
+    """x_train, y_train, x_test, y_test of `"digits"` or of a path to an `.npz`.
+
+    Greys [N, H, W] get a channel, and floats that only NumPy knows (big-endian, extended) become float32.
+    """
+    if name == "digits":
+        return _digits()
+    x, y, x_test, y_test = _npz(Path(name))
+    if x.ndim == x_test.ndim == 3:
+        x, x_test = x[..., None], x_test[..., None]
+    return _native(x), y, _native(x_test), y_test
+
+
+def names(name: str) -> list[str]:
+    """The classes' names in the order of their numbers: the `class_names` of an `.npz`, where it has them."""
+    if name == "digits":
+        return []
+    found = _members(Path(name), (NAMES,)).get(NAMES)
+    if found is None:
+        return []
+    plain = found.ndim == 1 and found.dtype.kind == "U"
+    require(plain, f"{name}: {NAMES} must be a list of strings, got {found.dtype} {list(found.shape)}")
+    listed = [words.composed(str(one)) for one in found]
+    require(len(set(listed)) == len(listed), f"{name}: {NAMES} has a name twice: {', '.join(listed)}")
+    return listed
+
+
+def _native(x: np.ndarray) -> np.ndarray:
+    known = x.dtype.isnative and x.dtype.itemsize <= 8
+    return x if known or not np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
 
 
 def split(name: str, x: np.ndarray, y: np.ndarray) -> Split:
@@ -27,18 +69,15 @@ def check(x_train, y_train, x_test, y_test, *, where: str) -> None:
     """Raise BadInput unless the arrays are a classification set of images as `load` promises."""
     for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
         name = f"{where}: x_{part}"
-        require(x.ndim == 4, f"{name} must have rank 4, [N, H, W, C]; got shape {list(x.shape)}")
+        require(x.ndim == 4, f"{name} must have rank 4, [N, H, W, C], or all 3, [N, H, W] of greys; got shape {list(x.shape)}")
         require(len(x) > 0, f"{name} has no images")
-        floats = np.issubdtype(x.dtype, np.floating)
-        require(x.dtype == np.uint8 or floats, f"{name} must be uint8 or float in [0, 1], got {x.dtype}")
-        if floats:
-            require(not np.isnan(x).any(), f"{name} has NaN pixels; every pixel must be a number in [0, 1]")
-            require(x.min() >= 0, f"{name} has negative pixels (least {x.min():g}); expected floats in [0, 1]")
-            require(x.max() <= 1, f"{name} has floats above 1 (largest {x.max():g}); divide by 255 or store uint8")
+        require(min(x.shape) > 0, f"{name} has images without pixels, shape {list(x.shape)}")
+        first = x.shape[1] in CHANNELS and x.shape[3] not in CHANNELS and x.shape[3] > x.shape[1]
+        require(not first, f"{name} looks like [N, C, H, W], {list(x.shape)}; store [N, H, W, C], x.transpose(0, 2, 3, 1)")
+        values.check(x, name)
         name = f"{where}: y_{part}"
-        require(y.ndim == 1 and len(y) == len(x), f"{name} must be [{len(x)}], one label an image; got {list(y.shape)}")
+        values.check_labels(y, len(x), name)
         require(np.issubdtype(y.dtype, np.integer), f"{name} must be integers, got {y.dtype}")
-        require(y.min() >= 0, f"{name} has labels out of range: {y.min()} is negative, expected 0..K-1")
     require(
         x_train.shape[1:] == x_test.shape[1:],
         f"{where}: train and test images differ in shape, {list(x_train.shape[1:])} and {list(x_test.shape[1:])}",
@@ -65,15 +104,35 @@ def _digits():
 
 def _npz(path: Path):
     require(path.suffix == ".npz", f"{path}: data files must be .npz, got {path.suffix or 'no suffix'!r}")
+    wanted = {key: (key, *ALIASES[key]) for key in KEYS}
+    arrays = _members(path, [alias for aliases in wanted.values() for alias in aliases])
+    found = {key: next((arrays[name] for name in aliases if name in arrays), None) for key, aliases in wanted.items()}
+    missing = [key for key in KEYS if found[key] is None]
+    if missing:
+        have = ", ".join(_open(path, lambda file: list(file)))
+        raise BadInput(f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {have}")
+    return tuple(found[key] for key in KEYS)
+
+
+def _members(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the wanted arrays that the file has."""
+    found = _open(path, lambda file: {key: file[key] for key in wanted if key in file})
+    plain = all(isinstance(array, np.ndarray) for array in found.values())
+    require(plain, f"{path}: not a readable .npz of plain arrays (a member is no array)")
+    return found
+
+
+def _open(path: Path, read: Callable[[Any], Any]) -> Any:
+    """What `read` finds in the archive; BadInput when it cannot be read, is encrypted, damaged, or larger than the memory."""
     require(path.is_file(), f"{path}: no such file; --data takes digits, a TFDS name, an .npz or a folder of images")
     require(zipfile.is_zipfile(path), f"{path}: not a readable .npz of plain arrays (it is no zip archive, or a truncated one)")
     try:
+        with zipfile.ZipFile(path) as archive:
+            need, have = sum(member.file_size for member in archive.infolist()), memory()
+        require(need < have, f"{path}: its arrays take {need / 1e9:,.1f} GB, this machine has {have / 1e9:,.1f} GB of memory")
         with np.load(path, allow_pickle=False) as file:
-            found, arrays = list(file), {key: file[key] for key in KEYS if key in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: not a readable .npz of plain arrays ({error})") from error
-    missing = [key for key in KEYS if key not in arrays]
-    require(not missing, f"{path}: missing {', '.join(missing)}; expected {', '.join(KEYS)}, found {', '.join(found)}")
-    plain = all(isinstance(array, np.ndarray) for array in arrays.values())
-    require(plain, f"{path}: not a readable .npz of plain arrays (a member is no array)")
-    return tuple(arrays[key] for key in KEYS)
+            return read(file)
+    except BadInput:
+        raise
+    except DAMAGED as error:
+        raise BadInput(f"{path}: not a readable .npz of plain arrays ({error or type(error).__name__})") from error

@@ -16,9 +16,11 @@ def load(name: str, data_dir: str | Path | None = None, *, side: int | None = No
     """(train, test) of `"digits"`, of a path to an `.npz` or to a folder of images, or of a TFDS name.
 
     digits: 1,797 real 8 x 8 images, a quarter of every class for testing, the same split every time.
-    .npz: x_train, y_train, x_test, y_test; images [N, H, W, C], uint8 or float in [0, 1]; labels 0..K-1.
+    .npz: x_train, y_train, x_test, y_test (or train_images, train_labels, test_images, test_labels); images [N, H, W, C], or
+    greys [N, H, W], uint8 or float in [0, 1]; labels 0..K-1.
     folder: train/CLASS/ and test/CLASS/ (or val/CLASS/) with PNG, JPEG or WebP files, read as RGB. The sorted names of the
-    classes in train are the labels 0..K-1; the examples are numbered class by class, in the order of their file names.
+    classes in train, as numbers where all are, have the labels 0..K-1 (`class_names` lists them); the examples are numbered
+    class by class, in the order of their file names.
     TFDS: splits `train` and `test` (or `validation`) of a data set already prepared under `data_dir`; reading needs no
     TensorFlow.
 
@@ -51,6 +53,16 @@ def load_split(name: str, data_dir: str | Path | None = None, *, split: str = "t
 def classes(train: Dataset) -> int:
     """K, the number of classes."""
     return int(train.y.max()) + 1
+
+
+def class_names(name: str, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The names of classes 0..K-1 of what `load` loads, or () where it has none.
+
+    They are the folders' names, the `class_names` of an `.npz`, or those that TFDS knows.
+    """
+    if _is_arrays(name):
+        return tuple(arrays.names(name))
+    return tuple(folder.names(Path(name)) if is_path(name) else prepared.names(name, data_dir))
 
 
 def is_path(name: str) -> bool:

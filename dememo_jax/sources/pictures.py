@@ -1,4 +1,4 @@
-"""Single images: read, brought to one size."""
+"""Single images: read as what they show, brought to one size."""
 
 import struct
 import zlib
@@ -8,17 +8,46 @@ import numpy as np
 
 from dememo_jax.errors import BadInput, require
 
+FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow knows many more, some of which run programs
+PLAIN = ("1", "L", "P", "RGB", "CMYK")  # modes that `convert("RGB")` keeps the meaning of
+OPAQUE = {"LA": "L", "PA": "RGB", "RGBA": "RGB", "RGBX": "RGB"}  # and those with transparency, where none is used
+
 
 def read(path: Path, side: int | None) -> np.ndarray:
-    """The image as RGB uint8 [H, W, 3], cut to `side` x `side` where that is given. BadInput when it cannot be read."""
-    from PIL import Image
+    """The image as it is shown, RGB uint8 [H, W, 3], cut to `side` x `side` where that is given.
+
+    EXIF orientation is applied; grey images of 16 bits are brought to 8. Raises BadInput, naming the file, for one that
+    cannot be read or is of another format, for transparent pixels (what they show depends on what lies behind), several
+    frames, and modes of pixels that are neither grey nor colours.
+    """
+    from PIL import Image, ImageOps
 
     broken = (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError)
     try:
-        with Image.open(path) as picture:
-            return np.asarray(_cut(picture.convert("RGB"), side))
+        with Image.open(path, formats=FORMATS) as picture:
+            require(getattr(picture, "n_frames", 1) == 1, f"{path}: an image of several frames; store one frame a file")
+            return np.asarray(_cut(_shown(ImageOps.exif_transpose(picture), path), side))
+    except BadInput:
+        raise
     except broken as error:
         raise BadInput(f"{path}: not a readable image ({error})") from error
+
+
+def _shown(picture, path: Path):
+    """The picture in RGB, or BadInput where that would be a guess."""
+    from PIL import Image
+
+    mode = picture.mode
+    if mode in OPAQUE or "transparency" in picture.info:
+        alpha = picture.convert("RGBA").getchannel("A").getextrema()[0]
+        require(alpha == 255, f"{path}: has transparent pixels; put it onto a background and store it without transparency")
+        return picture.convert(OPAQUE.get(mode, "RGB")).convert("RGB")
+    if mode == "I" or mode.startswith("I;16"):
+        deep = np.asarray(picture).astype(np.int64)
+        require(deep.min() >= 0 and deep.max() <= 65535, f"{path}: grey levels of more than 16 bits; store 8 or 16")
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+    require(mode in PLAIN, f"{path}: pixels of mode {mode!r}; store it as grey or RGB")
+    return picture.convert("RGB")
 
 
 def cut(image: np.ndarray, side: int | None) -> np.ndarray:

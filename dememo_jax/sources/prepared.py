@@ -13,13 +13,7 @@ ELSEWHERE = "a path to an .npz, or a folder of images (train/CLASS/ and test/CLA
 
 def opened(name: str, data_dir: Path | str | None, side: int | None) -> tuple[Split, Split]:
     """(train, test); `validation` serves where there is no `test`. BadInput says how to prepare what is not there."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except ValueError:  # an unknown name, version or configuration
-        known = f"digits, the name of a data set in TFDS, {ELSEWHERE}"
-        raise BadInput(f"unknown data set {name!r}: expected {known}") from None
+    builder = _builder(name, data_dir)
     try:
         source = builder.as_data_source()
     except (NotImplementedError, AssertionError, FileNotFoundError, ValueError) as error:
@@ -30,11 +24,31 @@ def opened(name: str, data_dir: Path | str | None, side: int | None) -> tuple[Sp
     test = "test" if "test" in source else "validation"
     for split in ("train", test):
         require(split in source and len(source[split]), f"TFDS data set {name!r} has no split {split!r}, only {_names(source)}")
-    pair = tuple(builder.info.supervised_keys or ("image", "label"))
+    pair = _keys(builder)
     labelled = len(pair) == 2 and set(pair) <= set(builder.info.features)
     require(labelled, f"TFDS data set {name!r} has no images with labels, only {_names(builder.info.features)}")
     train, held_out = (_split(name, builder.info, source[split], split, pair, side) for split in ("train", test))
     return train, held_out
+
+
+def names(name: str, data_dir: Path | str | None) -> list[str]:
+    """The classes' names in the order of their numbers, where the data set has them."""
+    builder = _builder(name, data_dir)
+    return list(getattr(builder.info.features[_keys(builder)[-1]], "names", None) or [])
+
+
+def _builder(name: str, data_dir: Path | str | None):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except ValueError:  # an unknown name, version or configuration
+        known = f"digits, the name of a data set in TFDS, {ELSEWHERE}"
+        raise BadInput(f"unknown data set {name!r}: expected {known}") from None
+
+
+def _keys(builder) -> tuple:
+    return tuple(builder.info.supervised_keys or ("image", "label"))
 
 
 def _names(mapping) -> str:

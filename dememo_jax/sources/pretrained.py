@@ -15,6 +15,10 @@ from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Params, Weights
 
 FAMILIES = ("llama", "mistral")
+COUNTS = {
+    "vocab": "vocab_size", "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+}  # fmt: skip
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 _OUTER = {"model.embed_tokens": "embed/embedding", "model.norm": "norm/scale", "lm_head": "head/kernel"}
 _INNER = {
@@ -72,32 +76,45 @@ def _read(folder: Path) -> dict[str, Any]:
     family = config.get("model_type")
     require(family in FAMILIES, f"{path}: model_type is {family!r}, expected one of {', '.join(FAMILIES)}")
     rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    require(isinstance(rotary, dict), f"{path}: rope_parameters must be an object, got {rotary!r:.60}")
     kind = rotary.get("rope_type", rotary.get("type", "default"))
     require(kind == "default", f"{path}: rotary positions of type {kind!r} are not supported, only 'default'")
     require(not config.get("attention_bias") and not config.get("mlp_bias"), f"{path}: biases are not supported")
     activation = config.get("hidden_act", "silu")
     require(activation == "silu", f"{path}: hidden_act is {activation!r}, expected 'silu'")
-    names = {
-        "vocab": "vocab_size", "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
-        "hidden": "intermediate_size", "epsilon": "rms_norm_eps",
-    }  # fmt: skip
-    missing = [name for name in names.values() if name not in config]
+    needed = (*COUNTS.values(), "rms_norm_eps")
+    missing = [name for name in needed if name not in config]
     require(not missing, f"{path}: no entry {', '.join(missing)}")
-    return {ours: config[theirs] for ours, theirs in names.items()} | {
-        "key_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
-        "head": config.get("head_dim"),
-        "window": config.get("sliding_window") if family == "mistral" else None,
+    heads = {"num_key_value_heads": config.get("num_key_value_heads") or config["num_attention_heads"]}
+    optional = {name: config.get(name) for name in ("head_dim", "max_position_embeddings", "sliding_window")}
+    whole = {
+        **{name: config[name] for name in COUNTS.values()},
+        **heads,
+        **{k: v for k, v in optional.items() if v is not None},
+    }
+    for name, value in whole.items():
+        right = type(value) is int and 0 < value < 2**31
+        require(right, f"{path}: {name} must be a positive whole number, got {value!r:.60}")
+    base = rotary.get("rope_theta", config.get("rope_theta", 10_000.0))
+    for name, value in {"rms_norm_eps": config["rms_norm_eps"], "rope_theta": base}.items():
+        right = type(value) in (int, float) and 0 < value < float("inf")
+        require(right, f"{path}: {name} must be a positive number, got {value!r:.60}")
+    return {ours: whole[theirs] for ours, theirs in COUNTS.items()} | {
+        "epsilon": float(config["rms_norm_eps"]),
+        "key_heads": whole["num_key_value_heads"],
+        "head": optional["head_dim"],
+        "window": optional["sliding_window"] if family == "mistral" else None,
         "tied": bool(config.get("tie_word_embeddings", False)),
-        "longest": config.get("max_position_embeddings"),
-        "base": float(rotary.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        "longest": optional["max_position_embeddings"],
+        "base": float(base),
     }
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not JSON ({error.msg})") from None
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and thousands of brackets
+        raise BadInput(f"{path}: not JSON ({getattr(error, 'msg', error)})") from None
     require(isinstance(found, dict), f"{path}: expected a JSON object, got a {type(found).__name__}")
     return found
 
@@ -107,7 +124,11 @@ def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         places = _json(folder / INDEX).get("weight_map", {})
         require(places, f"{folder / INDEX}: no entry weight_map, which says in which file a tensor is")
+        named = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+        require(named, f"{folder / INDEX}: weight_map must name a file for each tensor, got {str(places)[:60]}")
         names = sorted(set(places.values()))
+        outside = [name for name in names if not name or Path(name).name != name or "\\" in name]
+        require(not outside, f"{folder / INDEX}: weight_map names {outside[:1]}, which is no file of this folder")
     missing = [name for name in names if not (folder / name).is_file()]
     require(not missing, f"{folder}: no file {', '.join(missing)}")
     return [folder / name for name in names]
@@ -123,7 +144,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise BadInput(f"{path}: not a safetensors file, or cut short ({error})") from None
     with file:
         for name in file.keys():  # noqa: SIM118, it is no mapping
-            yield name, file.get_tensor(name)
+            try:
+                yield name, file.get_tensor(name)
+            except (TypeError, ValueError, KeyError, AttributeError, safetensors.SafetensorError) as error:
+                kind = file.get_slice(name).get_dtype()
+                cure = f"type {kind} cannot be read ({error}); store float32 or bfloat16"
+                raise BadInput(f"{path}: tensor {name!r} of {cure}") from None
 
 
 def _shapes(net: nets.Decoder) -> dict[str, tuple[int, ...]]:

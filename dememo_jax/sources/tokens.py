@@ -1,9 +1,11 @@
 """Texts as rows of tokens: a byte-level tokenizer of one's own or a released model's, and what is cut off said."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 PAD = "<pad>"
 SLOT = "{text}"
+LARGEST = 2**24  # tokens of any vocabulary; ids near 2^32 make the library allocate a table of that size
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,27 @@ def read_tokenizer(path: str | Path) -> "Tokenizer":
     path = path / "tokenizer.json" if path.is_dir() else path
     require(path.is_file(), f"{path}: no such file; expected tokenizer.json, or the folder of a released model with one")
     try:
-        return library.Tokenizer.from_file(str(path))
+        text = path.read_text(encoding="utf-8-sig")
+        _check_ids(json.loads(text))
+        return library.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more special
         raise BadInput(f"{path}: not a tokenizer ({error})") from None
+
+
+def _check_ids(found: Any) -> None:
+    """BadInput for what ends the process inside the library, or fails there when a text is encoded."""
+    require(isinstance(found, dict) and isinstance(found.get("model"), dict), "no entry model")
+    model, added = found["model"], found.get("added_tokens") or []
+    vocab = model.get("vocab") or {}
+    tokens = [entry[0] for entry in vocab] if isinstance(vocab, list) else list(vocab)
+    ids = [] if isinstance(vocab, list) else list(vocab.values())
+    ids += [entry["id"] for entry in added]
+    wrong = [i for i in ids if type(i) is not int or not 0 <= i < LARGEST]
+    require(not wrong, f"a token's number must lie in 0..{LARGEST - 1}, got {wrong[:1]}")
+    unknown, known = model.get("unk_token"), {*tokens, *(entry["content"] for entry in added)}
+    require(unknown is None or unknown in known, f"its unk_token {unknown!r} is no token")
+    place = model.get("unk_id")
+    require(place is None or (type(place) is int and 0 <= place < len(tokens)), f"its unk_id {place!r} is no token's number")
 
 
 def encode(
@@ -63,21 +84,23 @@ def encode(
 ) -> Rows:
     """Each text as one row of `length` tokens, in an instruction's form; rows are not packed.
 
-    form: what stands around the text, such as "Review: {text}\\nSentiment:". A text that does not fit loses its last tokens,
-    never the form's. vocab: of the model; ids beyond it are refused, for the tokenizer is not the model's then.
+    form: what stands around the text, such as "Review: {text}\\nSentiment:"; special tokens in it are such. A text that does
+    not fit loses its last tokens, never the form's; what looks like a special token in a text, "<pad>" say, is text.
+    vocab: of the model; ids beyond it are refused, for the tokenizer is not the model's then.
     Raises BadInput for a form without `{text}` or with two, one that leaves no room, an empty text, a token that is `pad`.
     """
     require(form.count(SLOT) == 1, f"form must hold {SLOT} once, got {form!r}")
     empty = [i for i, text in enumerate(texts) if not text.strip()]
     require(len(texts) > 0 and not empty, f"expected texts that are not empty; number {empty[:1]} is")
     before, after = (tokenizer.encode(part, add_special_tokens=False).ids for part in form.split(SLOT))
+    with _as_text(tokenizer):
+        inner = [found.ids for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     room = length - len(before) - len(after)
     require(room >= 1, f"length={length} leaves no room for a text: the form alone has {len(before) + len(after)} tokens")
-    inner = [found.ids for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     x = np.full((len(texts), length), pad, np.int32)
-    for row, ids in zip(x, inner):
+    for i, (row, ids) in enumerate(zip(x, inner)):
         whole = [*before, *ids[:room], *after]
-        require(pad not in whole, f"a text holds the token {pad}, which fills rows up: give another pad")
+        require(pad not in whole, f"text {i}, {texts[i][:40]!r}, holds token {pad}, which fills rows up: give another pad")
         row[length - len(whole) :] = whole
     largest = int(x.max())
     require(
@@ -89,7 +112,19 @@ def encode(
 
 def label_tokens(tokenizer: "Tokenizer", words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The tokens of each label word, for `likelihood.of_labels`; after a form that ends without a space, begin with one."""
-    return tuple(tuple(tokenizer.encode(word, add_special_tokens=False).ids) for word in words)
+    with _as_text(tokenizer):
+        return tuple(tuple(tokenizer.encode(word, add_special_tokens=False).ids) for word in words)
+
+
+@contextlib.contextmanager
+def _as_text(tokenizer: "Tokenizer") -> Iterator[None]:
+    """What is written like a special token is encoded as any other text."""
+    before = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = True
+    try:
+        yield
+    finally:
+        tokenizer.encode_special_tokens = before
 
 
 def _library():

@@ -23,7 +23,7 @@ def boundary_shrink(
 
     The neighbour is one step of `radius` along the sign of the given network's gradient, clipped to [0, 1]. Where it is
     still of the image's class, so is the label, as published; `other=True` takes the next best. Epochs go over the forget
-    set. Published: 10 epochs; rates from 1e-8 to 1e-4 are searched.
+    set. Published: 10 epochs; rates from 1e-8 to 1e-4 are searched. BadInput for images that do not lie in [0, 1].
     """
     require(radius > 0, f"radius must be positive, got {radius}")
 
@@ -34,7 +34,13 @@ def boundary_shrink(
         return jnp.argmax(jnp.where(own, -jnp.inf, logits) if other else logits, axis=-1)
 
     tx = tx or published_sgd(1e-4)
-    return descent(model, tx, Term("forget", relabel=relabel), batch=batch, mode=mode, augment=augment)
+    inner = descent(model, tx, Term("forget", relabel=relabel), batch=batch, mode=mode, augment=augment)
+
+    def init(key: Key, weights: Weights, data: Dataset, forget: Array) -> DescentState:
+        sets.check_unit(data)
+        return inner.init(key, weights, data, forget)
+
+    return inner._replace(init=init)
 
 
 def boundary_expand(
