@@ -15,6 +15,13 @@ class NonFinite(FloatingPointError):
         self.kept = kept
 
 
+def distinct(**values: Any) -> None:
+    """BadInput naming the first sequence that holds one of its entries twice."""
+    for name, entries in values.items():
+        twice = [entry for i, entry in enumerate(entries) if entry in entries[:i]]
+        require(not twice, f"{name} names {twice[:1]} twice; give every value once")
+
+
 def require(condition: Any, message: str) -> None:
     """Raise `BadInput(message)` unless `condition`."""
     if not condition:

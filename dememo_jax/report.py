@@ -39,7 +39,10 @@ class Plot:
     y: str
     series: tuple[tuple[str, tuple[float, ...], tuple[float | None, ...]], ...]  # (label, xs, ys); None leaves a gap
     note: str = ""
-    scale: str = ""  # "roc": both axes logarithmic, down to 0.1 %, with the diagonal of chance
+    scale: str = ""  # "roc": both axes logarithmic, from the decade of the smallest x on, with the diagonal of chance
+    bands: tuple[tuple[str, tuple[float, ...], tuple[float | None, ...], tuple[float | None, ...]], ...] = ()
+    # (label, xs, lows, highs); None leaves a gap
+    ticks: tuple[float, ...] = ()  # of the x axis, where they are not left to matplotlib
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,14 @@ def _plain(value: Any) -> Any:
 def section(plain: dict) -> Section:
     """The Section that `to_json` wrote."""
     tables = [Table(t["title"], tuple(t["columns"]), tuple(tuple(r) for r in t["rows"]), t["note"]) for t in plain["tables"]]
-    plots = [
-        Plot(**{**p, "series": tuple((label, tuple(xs), tuple(ys)) for label, xs, ys in p["series"])}) for p in plain["plots"]
-    ]
+    plots = [_plot(each) for each in plain["plots"]]
     pictures = tuple((name, caption) for name, caption in plain["pictures"])
     return Section(plain["title"], plain["summary"], tuple(tables), tuple(plots), pictures)
+
+
+def _plot(plain: dict) -> Plot:
+    lines = {name: tuple((label, *map(tuple, parts)) for label, *parts in plain.get(name, ())) for name in ("series", "bands")}
+    return Plot(**{**plain, **lines, "ticks": tuple(plain.get("ticks", ()))})
 
 
 def cell(value: Cell) -> str:
@@ -108,7 +114,13 @@ def _draw(plot: Plot) -> bytes:
     axes = figure.add_subplot()
     # Curves named "model: what" share the model's colour and differ by their line.
     owners = [label.partition(": ")[0] for label, _, _ in plot.series]
-    colours = {owner: f"C{i % 10}" for i, owner in enumerate(dict.fromkeys(owners))}
+    banded = [label.partition(": ")[0] for label, *_ in plot.bands]
+    colours = {owner: f"C{i % 10}" for i, owner in enumerate(dict.fromkeys([*banded, *owners]))}
+    for owner, (label, xs, lows, highs) in zip(banded, plot.bands):
+        ends = [[math.nan if y is None else y for y in ys] for ys in (lows, highs)]
+        axes.fill_between(xs, ends[0], ends[1], color=colours[owner], alpha=0.2, linewidth=0, label=label)
+        for values in ends:
+            axes.plot(xs, values, color=colours[owner], linewidth=1, marker=".")
     for number, (label, xs, ys) in enumerate(plot.series):
         owner = owners[number]
         line = owners[:number].count(owner) if owners.count(owner) > 1 else number
@@ -116,14 +128,19 @@ def _draw(plot: Plot) -> bytes:
         marker = "." if len(xs) < 12 else None
         axes.plot(xs, values, label=label, color=colours[owner], linestyle=STYLES[line % len(STYLES)], marker=marker)
     if plot.scale == "roc":
-        axes.plot([1e-3, 1], [1e-3, 1], color="0.6", linewidth=0.8, zorder=0)
-        axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(1e-3, 1.05))
+        least = min((x for _, xs, _ in plot.series for x in xs if x > 0), default=0.1)
+        floor = min(0.1, 10.0 ** math.floor(math.log10(least) + 1e-9))
+        axes.plot([floor, 1], [floor, 1], color="0.6", linewidth=0.8, zorder=0)
+        axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
     axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
     if "accuracy" in plot.y:
         axes.set_ylim(-0.02, 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(x).is_integer() for _, xs, _ in plot.series for x in xs)))
+    if plot.ticks:
+        axes.set_xticks(plot.ticks, [f"{x:g}" for x in plot.ticks], fontsize=8, rotation=90 if len(plot.ticks) > 4 else 0)
+    elif plot.scale != "roc":  # whose logarithmic axes have their own
+        axes.xaxis.set_major_locator(MaxNLocator(integer=all(float(x).is_integer() for _, xs, _ in plot.series for x in xs)))
     axes.grid(alpha=0.3)
-    if len(plot.series) > 1:
+    if len(plot.series) + len(plot.bands) > 1:
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _png(figure)
 
@@ -211,7 +228,7 @@ h1{font-size:1.7rem}h2{margin-top:2.4rem;border-bottom:2px solid #dde}.summary{f
 table{border-collapse:collapse;margin:.6rem 0;font-size:.9rem}th,td{padding:.25rem .7rem;border-bottom:1px solid #e3e3ee}
 th{text-align:left;background:#f5f5fa}th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}
 caption{text-align:left;font-weight:600;padding:.3rem 0}.note{color:#555;font-size:.85rem;margin:.2rem 0 1rem}
-.scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}
+td{white-space:nowrap}.scroll{overflow-x:auto}figure{margin:1rem 0}img{max-width:100%}
 pre{background:#f5f5fa;padding:.8rem;overflow-x:auto;font-size:.8rem}
 """
 

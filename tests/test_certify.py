@@ -260,8 +260,10 @@ def test_the_question_stops_at_the_fewest_draws_or_when_it_is_refuted(stairs):
     how = {"eta": (0.0625,), "every": 10, "after": lambda made: seen.append(len(made.scores))}
     (yes,), made = certify.ask(source, tau=1.0, **how)
     assert (yes.verdict, yes.stopped, yes.draws_needed) == ("below", 71, 71)  # shift .25, alpha .01
-    assert len(made.scores) == 80
+    assert len(made.scores) == 71  # cut at the draw that decided, whatever `every` is
     assert seen == list(range(10, 90, 10))
+    for every in (7, 100):
+        assert np.array_equal(certify.ask(source, tau=1.0, eta=(0.0625,), every=every)[1].scores, made.scores)
     (no,), _ = certify.ask(source, tau=0.4, **how)
     assert no.verdict == "above"
     assert no.stopped < 71
@@ -270,7 +272,9 @@ def test_the_question_stops_at_the_fewest_draws_or_when_it_is_refuted(stairs):
     assert len(made.scores) == 40
     again, same = certify.ask(source, tau=1.0, prior=made, **how)
     assert again == (yes,)
-    assert len(same.scores) == 80
+    assert len(same.scores) == 71
+    longer = certify.draw(source, draws=200)
+    assert certify.ask(source, tau=1.0, prior=longer, eta=(0.0625,))[0] == (yes,)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -291,6 +295,9 @@ def test_the_question_stops_at_the_fewest_draws_or_when_it_is_refuted(stairs):
         {"q": 1.0},
         {"q": ()},
         {"q": (0.9, 1.0)},
+        {"q": (0.9, 0.9)},
+        {"eta": (0.1, 0.2, 0.1)},
+        {"sigma": 1e308},
         {"alpha": 0.0},
         {"alpha": 1.0},
         {"draws": 0},
@@ -314,8 +321,9 @@ def test_draws_that_can_certify_nothing_are_refused_before_the_first_is_made(sta
 
     with pytest.raises(BadInput, match="100 draws can certify none of the rows asked for; 122 would do"):
         certify.depth(
-            never, {"w": jnp.zeros(4)}, stairs, jax.random.key(0), sigma=1.0, eta=[0.25] * 26, draws=100, side="upper"
-        )
+            never, {"w": jnp.zeros(4)}, stairs, jax.random.key(0), sigma=1.0, eta=np.arange(0.25, 0.5, 0.01).tolist() + [0.5],
+            draws=100, side="upper",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("scores", [np.zeros((0, 1)), np.full((500, 1), np.nan)])

@@ -99,6 +99,11 @@ def test_more_draws_go_on_from_those_made(victim, tmp_path, capsys):
     values = result(tmp_path / "c")["values"]
     assert values["looks"] == [150, 200]
     assert "at most 2 alpha = 0.02" in result(tmp_path / "c")["sections"][0]["tables"][0]["note"]
+    said = result(tmp_path / "c")["sections"][0]["summary"]
+    assert "accuracy on class 0 under noise sigma 0.05: at most" in said
+    assert "in 90 % of draws, for any move of length <= 0.01 (" in said
+    assert "% of the weights' length" in said
+    assert "% of what unlearning moved them" in said
     for name in first:
         np.testing.assert_array_equal(grown[name][:150], first[name])
     assert certified(victim, tmp_path / "whole", "--draws", 200) == 0
@@ -136,6 +141,13 @@ def test_the_sequential_question_and_the_plan(victim, tmp_path, capsys):
     answers = result(tmp_path / "ask")["values"]["answers"]["this model"]
     assert [(a["verdict"], a["stopped"]) for a in answers] == [("below", 74), ("below", 74)]  # alpha / 2, shift 0.2
     assert len(scores(tmp_path / "ask")["this_model"]) == 74
+    assert all((a["draws"], a["exceedances"], a["sigma"]) == (74, 0, 0.05) for a in answers)
+    said = result(tmp_path / "ask")["sections"][0]["summary"]
+    assert "accuracy on class 0 under noise sigma 0.05: shown to be at most 1 in 90 % of draws, for any move of length" in said
+    slower = tmp_path / "slower"  # another speed of the machine: all draws in one chunk
+    assert certified(victim, slower, "--tau", 1.0, "--draws", 150, "--checkpoint-seconds", 1000) == 0
+    assert result(slower)["values"] == result(tmp_path / "ask")["values"]
+    np.testing.assert_array_equal(scores(slower)["this_model"], scores(tmp_path / "ask")["this_model"])
 
 
 def test_other_noise_statistics_and_precision(victim, tmp_path):
@@ -269,6 +281,15 @@ REFUSED = {
     "eta": ("certify --run N --from V/ft --eta 0.1 -0.1", "eta must be positive"),
     "sigma": ("certify --run N --from V/ft --sigma 0", "sigma must be positive"),
     "q": ("certify --run N --from V/ft --q 1", "q must lie strictly between 0 and 1"),
+    "q twice": ("certify --run N --from V/ft --q 0.3 0.3", "q names [0.3] twice"),
+    "eta twice": ("certify --run N --from V/ft --eta 0.1 0.2 0.1 --plan", "eta names [0.1] twice"),
+    "loud": ("certify --run N --from V/ft --sigma 1e308", "sigma must be at most"),
+    "loud shares": ("certify --run N --from V/ft --relative --sigma 1e308", "sigma must be at most"),
+    "tau nan": ("certify --run N --from V/ft --tau nan", "tau must be a finite number"),
+    "tau inf": ("certify --run N --from V/ft --tau inf", "tau must be a finite number"),
+    "tau 1e400": ("certify --run N --from V/ft --tau 1e400", "tau must be a finite number"),
+    "eta nan": ("certify --run N --from V/ft --eta nan", "eta must be positive"),
+    "chunks": ("certify --run N --from V/ft --checkpoint-seconds inf", "--checkpoint-seconds"),
     "alpha": ("certify --run N --from V/ft --alpha 0", "alpha must lie strictly between 0 and 1"),
     "draws": ("certify --run N --from V/ft --draws 0", "draws must be at least 1"),
     "few draws": ("certify --run N --from V/ft --draws 20", "20 draws can certify none of the rows asked for; 88 would do"),

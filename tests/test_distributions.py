@@ -329,9 +329,12 @@ def test_compare_says_what_the_single_tests_say():
     assert got.epsilon == audit.epsilon_hat(unlearned, retrained, delta=1e-4, alpha=0.1)
     assert got.joint == audit.joint_epsilon(unlearned, retrained, delta=1e-4, alpha=0.1)
     scores = np.concatenate(audit.u_lira(unlearned, retrained))
-    members = np.repeat([True, False], [14, 18])[:, None] & np.ones((1, 12), bool)
+    members = np.repeat([True, False], [7, 9])[:, None] & np.ones((1, 12), bool)
     assert got.u_lira == bounds.auc(scores, members, alpha=0.1)
     assert got.u_lira_tpr == tuple(bounds.tpr_at(scores, members, fpr, alpha=0.1) for fpr in (0.1, 0.02))
+    everyone = np.concatenate(audit.u_lira(unlearned, retrained, fit="others"))
+    kinds = np.repeat([True, False], [14, 18])[:, None] & np.ones((1, 12), bool)
+    assert (got.u_lira_all.value, got.u_lira_all.draws) == (bounds.auc(everyone, kinds).value, 19)
     each = audit.klom(unlearned, retrained)
     assert (got.klom.value, got.klom.draws) == (each.mean(), 19)
     assert got.klom_95 == np.percentile(each, 95)
@@ -349,7 +352,8 @@ def test_compare_passes_honest_retraining():
         assert found[-1].epsilon.largest_low == found[-1].joint.epsilon_low == 0
         assert all(point.low <= point.fpr <= point.high for point in found[-1].u_lira_tpr)
     assert sum(each.two_sided.under + each.two_sided.over == 0 for each in found) >= 7
-    for p_values in ([each.klom.p_value for each in found], [each.quality.p_value for each in found]):
+    for name in ("klom", "quality", "u_lira_all"):
+        p_values = [getattr(each, name).p_value for each in found]
         assert sum(p_value > 0.05 for p_value in p_values) >= 8
     for areas in ([each.two_sided.area for each in found], [each.u_lira for each in found]):
         assert sum(area.low <= 0.5 <= area.high for area in areas) >= 8
@@ -359,7 +363,7 @@ def test_compare_fails_a_shift():
     for seed in range(3):
         retrained, other = pair(1200 + seed, 24, 30, 12)
         found = audit.compare(other + 1.5, retrained, retrained[::2] + 1.6, draws=99)
-        assert found.klom.p_value == found.quality.p_value == 0.01
+        assert found.klom.p_value == found.quality.p_value == found.u_lira_all.p_value == 0.01
         assert found.klom.null < found.klom.value
         assert found.two_sided.under > 0.9
         assert found.two_sided.area.low > 0.7
@@ -373,7 +377,8 @@ def test_compare_fails_a_shift():
 
 def test_p_values_of_compare_are_uniform():
     found = [audit.compare(*pair(1100 + seed, 8, 10, 4), draws=9) for seed in range(40)]
-    for p_values in ([each.klom.p_value for each in found], [each.quality.p_value for each in found]):
+    for name in ("klom", "quality", "u_lira_all"):
+        p_values = [getattr(each, name).p_value for each in found]
         assert np.mean(np.array(p_values) <= 0.2) < 0.4  # 0.2 and three standard errors
         assert 0.4 < np.mean(p_values) < 0.75  # a score with many ties comes out too large, which is safe
 

@@ -161,17 +161,44 @@ def test_lira_of_no_signal_finds_none():
 def test_u_lira_equals_loops_that_delete_the_row(variance):
     rng = np.random.default_rng(8)
     unlearned, retrained = rng.normal(size=(9, 5)) + 0.5, rng.normal(size=(6, 5)) * 2
-    got = audit.u_lira(unlearned, retrained, variance=variance)
+    got = audit.u_lira(unlearned, retrained, fit="others", variance=variance)
     assert [part.shape for part in got] == [(9, 5), (6, 5)]
     kinds = np.repeat([True, False], [9, 6])[:, None] & np.ones((1, 5), bool)
     slow = slow_lira(np.concatenate([unlearned, retrained]), kinds, None, ~kinds, "online", variance == "shared")
     np.testing.assert_allclose(np.concatenate(got), slow, rtol=1e-9, atol=1e-9)
 
 
-def area_of(unlearned, retrained):
-    ratios = audit.u_lira(unlearned, retrained)
-    kinds = np.repeat([True, False], [len(unlearned), len(retrained)])[:, None]
+def area_of(unlearned, retrained, **how):
+    ratios = audit.u_lira(unlearned, retrained, **how)
+    kinds = np.repeat([True, False], [len(part) for part in ratios])[:, None]
     return bounds.auc(np.concatenate(ratios), np.broadcast_to(kinds, (len(kinds), unlearned.shape[1])))
+
+
+@pytest.mark.parametrize("variance", ["shared", "example"])
+def test_u_lira_of_half_attacks_the_models_that_it_has_not_seen(variance):
+    rng = np.random.default_rng(8)
+    unlearned, retrained = rng.normal(size=(9, 5)) + 0.5, rng.normal(size=(6, 5)) * 2
+    got = audit.u_lira(unlearned, retrained, variance=variance)
+    assert [part.shape for part in got] == [(4, 5), (3, 5)]
+    means, variances = zip(*((part[::2].mean(axis=0), part[::2].var(axis=0, ddof=1)) for part in (unlearned, retrained)))
+    if variance == "shared":
+        variances = [np.full(5, each.mean()) for each in variances]
+    for part, ratios in zip((unlearned, retrained), got):
+        logs = [norm.logpdf(part[1::2], mean, np.sqrt(each)) for mean, each in zip(means, variances)]
+        np.testing.assert_allclose(ratios, logs[0] - logs[1], rtol=1e-9, atol=1e-9)
+
+
+def test_intervals_of_u_lira_hold_half_where_the_scores_of_a_model_share_a_part():
+    def misses(fit, runs=150):
+        found = []
+        for seed in range(runs):
+            rng = np.random.default_rng([300, seed])
+            both = rng.normal(size=(32, 1)) * math.sqrt(0.6) + rng.normal(size=(32, 60)) * math.sqrt(0.4)
+            found.append(area_of(both[:16], both[16:], fit=fit))
+        return sum(not area.low <= 0.5 <= area.high for area in found) / runs
+
+    assert misses("half") <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+    assert misses("others") > 0.12  # the interval that "others" does not promise
 
 
 @pytest.mark.parametrize(("m", "n"), [(24, 40), (40, 24), (8, 8), (8, 24)])
@@ -397,4 +424,8 @@ def test_population_attack_refuses(targets, population, match):
 )
 def test_u_lira_refuses(unlearned, retrained, match):
     with pytest.raises(BadInput, match=match):
+        audit.u_lira(unlearned, retrained, fit="others")
+    with pytest.raises(BadInput, match="four" if r"example \[" in match else match):
         audit.u_lira(unlearned, retrained)
+    with pytest.raises(BadInput, match="fit"):
+        audit.u_lira(SCORES, SCORES, fit="all")

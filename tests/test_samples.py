@@ -186,7 +186,11 @@ def test_mean_area_is_a_loop(n, m, alpha):
     found = bounds.mean_area(one, other, alpha=alpha)
     assert found.value == pytest.approx(wins.mean(), abs=1e-12)
     variance = wins.mean(axis=1).var(ddof=1) / n + wins.mean(axis=0).var(ddof=1) / m
-    reach = stats.t.ppf(1 - alpha / 2, min(n, m) - 1) * math.sqrt(variance) / (found.value * (1 - found.value))
+    sides = wins.mean(axis=1), wins.mean(axis=0)
+    shares = [side.var(ddof=1) / len(side) for side in sides]
+    each = [min(len(side) - 1, 2 * len(side) / (stats.kurtosis(side, fisher=False) - 1)) for side in sides]
+    freedom = min(n - 1, m - 1, sum(shares) ** 2 / sum(share**2 / df for share, df in zip(shares, each))) / 2
+    reach = stats.t.ppf(1 - alpha / 2, max(1, freedom)) * math.sqrt(variance) / (found.value * (1 - found.value))
     ends = special.expit(special.logit(found.value) + np.array([-reach, reach]))
     assert (found.low, found.high) == pytest.approx(tuple(ends), abs=1e-9)
     swapped = bounds.mean_area(other, one, alpha=alpha)
@@ -196,10 +200,25 @@ def test_mean_area_is_a_loop(n, m, alpha):
 def test_mean_area_of_one_column_is_the_area():
     one, other = normal(9, 8, 1) + 1, normal(10, 8, 1)
     area = bounds.auc(np.concatenate([one, other]).ravel(), np.arange(16) < 8)
-    assert vars(bounds.mean_area(one, other)) == pytest.approx(vars(area), abs=1e-12)
+    found = bounds.mean_area(one, other)
+    assert found.value == pytest.approx(area.value, abs=1e-12)
+    assert found.low < area.low < area.high < found.high  # with fewer degrees of freedom
 
 
-@pytest.mark.parametrize(("alpha", "least", "most"), [(0.05, 0.925, 0.985), (0.2, 0.75, 0.875)])
+def test_mean_area_near_one_with_few_rows():
+    random, truth, misses, usual = np.random.default_rng(12), stats.norm.cdf(3 / math.sqrt(2)), 0, 0
+    for _ in range(400):  # a truth of 0.983, 90 % of the variance common to a row
+        one, other = (math.sqrt(0.9) * random.normal(size=(8, 1)) + math.sqrt(0.1) * random.normal(size=(8, 50)) for _ in "ab")
+        found = bounds.mean_area(one + 3, other)
+        misses += not found.low <= truth <= found.high
+        wins = (one[:, None] + 3 > other[None]).mean(axis=2)
+        variance = wins.mean(axis=1).var(ddof=1) / 8 + wins.mean(axis=0).var(ddof=1) / 8
+        usual += not (plain := bounds.ranking.logit_limits(found.value, variance, 8, 0.05)).low <= truth <= plain.high
+    assert misses / 400 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+    assert usual / 400 > 0.075  # what seven degrees of freedom would miss
+
+
+@pytest.mark.parametrize(("alpha", "least", "most"), [(0.05, 0.925, 0.99), (0.2, 0.75, 0.89)])
 def test_mean_area_covers_rows_that_share_an_effect(alpha, least, most):
     random = np.random.default_rng(11)
     # The model moves all of its columns alike.

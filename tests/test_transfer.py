@@ -1,8 +1,10 @@
 """Transfer, coverage, plans and answers in worlds of one Gaussian direction, where every probability is known."""
 
+import itertools
 import math
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -231,6 +233,9 @@ def test_events_that_are_refused(template):
     for other in ({"eta": 0.2}, {"q": 0.8}, {"group": "forget"}):
         with pytest.raises(BadInput, match="one group, q and eta"):
             certify.transfer_event([template, replace(template, **other)], **how)
+    for other, match in (({"sigma": 0.2}, "sigma"), ({"fingerprint": (("data", "other"),)}, "data")):
+        with pytest.raises(BadInput, match=match):
+            certify.transfer_event([template, replace(template, **other)], **how)
     with pytest.raises(BadInput, match="at least one"):
         certify.transfer_event([], **how)
     with pytest.raises(BadInput, match="confidence"):
@@ -241,10 +246,29 @@ def test_events_that_are_refused(template):
         certify.transfer_event([template], tau=1.0, epsilon=1.0, zeta=-0.1)
 
 
+def total(params, data):
+    return (params["w"] + data).sum(keepdims=True)
+
+
+def test_rows_of_other_noise_data_or_metric_are_no_event():
+    def certified(sigma=0.5, data=1.0, name="mean", ask=False):
+        source = certify.cloud_of(total, {"w": np.zeros(2, np.float32)}, np.full(2, data, np.float32), jax.random.key(0),
+                                  groups=("all",), sigma=sigma, name=name)  # fmt: skip
+        draws = certify.draw(source, draws=150)
+        return (certify.answers(draws, tau=50.0, eta=(0.1,)) if ask else certify.bound(draws, eta=(0.1,)).rows)[0]
+
+    how = {"tau": 50.0, "epsilon": 1.0, "zeta": 0.0}
+    assert "standard deviation 0.5" in certify.transfer_event([certified(), certified()], **how).statement
+    for other, match in (({"sigma": 1.0}, "noise"), ({"data": 2.0}, "data"), ({"name": "other"}, "metric")):
+        for ask in (False, True):
+            with pytest.raises(BadInput, match=match):
+                certify.transfer_gdp([certified(ask=ask), certified(ask=ask, **other)], tau=50.0, mu=1.0)
+
+
 def test_rows_from_a_subset_of_the_images_cost_the_limits_too():
     draws = world(np.full(400, 0.125), images=((800, 10_000),))
     certificate = certify.bound(draws, eta=(ETA,), q=Q, alpha=0.02, side="upper")
-    answer = certify.answers(draws, tau=0.5, eta=(ETA,), q=Q, alpha=0.02, most=400)[0]
+    answer = certify.answers(draws, tau=0.5, eta=(ETA,), q=Q, alpha=0.02)[0]
     assert certificate.rows[0].upper <= 0.5
     for row in (certificate.rows[0], answer):
         found = certify.transfer_event([row], tau=0.5, epsilon=1.0, zeta=0.0, alpha_reference=0.01)
@@ -308,18 +332,42 @@ def length(one, two, scale=lambda name: 1.0):
     return math.sqrt(sum(float(np.sum((move / scale(name)) ** 2)) for name, move in parts.items()))
 
 
+def held(eta):
+    """A certificate at sigma 0.2 and q 0.8 that has its bounds up to eta."""
+    depth = certify.bound(replace(grid(100, 0.2), sigma=0.2), eta=(0.01,), q=0.8)
+    return replace(depth, rows=tuple(replace(row, eta=eta) for row in depth.rows))
+
+
+def test_rows_that_abstained_cover_nothing():
+    one = {"w": np.zeros(3, np.float32)}
+    far, near = {"w": np.full(3, 0.5, np.float32)}, {"w": np.full(3, 0.01, np.float32)}
+    draws = replace(grid(300, 0.1), sigma=0.1)
+    depth = certify.bound(draws, eta=(0.05, 1.0))
+    assert [row.upper is None for row in depth.rows] == [False, True]
+    found = certify.coverage(one, {"far": far, "near": near}, sigma=0.1, certificate=depth)
+    assert [each.covered for each in found] == [False, True]
+    assert [each.beyond for each in found] == pytest.approx([0.5 * math.sqrt(3) - 0.05, 0.0])
+    silent = certify.coverage(one, {"same": one}, sigma=0.1, certificate=certify.bound(draws, eta=(1.0,)))[0]
+    assert not silent.covered
+    said = certify.coverage(one, {"same": one}, sigma=0.1)[0]
+    assert (said.covered, said.beyond, said.distance) == (None, None, 0.0)
+    for bad, match in (({"sigma": 0.2}, "sigma"), ({"sigma": 0.1, "q": 0.8}, "q = 0.8")):
+        with pytest.raises(BadInput, match=match):
+            certify.coverage(one, {"far": far}, certificate=depth, **bad)
+
+
 def test_coverage_is_the_distance_in_units_of_eta():
     one, two = trees()
     far = length(one, two)
-    near, same = certify.coverage(one, {"near": two, "same": one}, sigma=0.2, eta=(0.1, far * 1.01), q=0.8, alpha=0.05)
+    near, same = certify.coverage(one, {"near": two, "same": one}, sigma=0.2, certificate=held(far * 1.01), q=0.8, alpha=0.05)
     assert (near.name, near.covered, near.beyond) == ("near", True, 0.0)
     assert (near.distance, near.l2, near.shift) == pytest.approx((far, far, far / 0.2))
     assert near.draws_needed == bounds.min_draws(bounds.shifted_level(0.8, near.shift), 0.05)
     assert (same.distance, same.covered, same.draws_needed) == (0.0, True, bounds.min_draws(0.8, 0.05))
-    out = certify.coverage(one, {"out": two}, sigma=0.2, eta=far * 0.75)[0]
+    out = certify.coverage(one, {"out": two}, sigma=0.2, certificate=held(far * 0.75), q=0.8)[0]
     assert not out.covered
     assert out.beyond == pytest.approx(far * 0.25)
-    run = certify.coverage(one, {"run": trees()[1]}, sigma=far / 50, eta=1.0)[0]
+    run = certify.coverage(one, {"run": trees()[1]}, sigma=far / 50)[0]
     assert run.shift == pytest.approx(50)
     assert run.draws_needed is None  # no float64 count covers an independent run
 
@@ -329,23 +377,23 @@ def test_coverage_with_scales_of_their_own():
     scales = tree.scales(one, 0.3, relative=True)
     flat = {f"{a}/{b}": float(scales[a][b]) for a in scales for b in scales[a]}
     assert len(set(flat.values())) == 3
-    found = certify.coverage(one, {"two": two}, sigma=scales, eta=1.0)[0]
+    found = certify.coverage(one, {"two": two}, sigma=scales)[0]
     assert (found.distance, found.shift) == pytest.approx((length(one, two, flat.get),) * 2)
     assert found.l2 == pytest.approx(length(one, two))
 
 
 def test_coverage_of_some_leaves_only():
     one, two = trees()
-    held = {"conv": one["conv"], "dense": two["dense"]}
-    found = certify.coverage(one, {"held": held, "all": two}, sigma=0.2, eta=100.0, only="dense")
-    assert found[0].distance == found[0].l2 == pytest.approx(length(one, held))
+    fixed = {"conv": one["conv"], "dense": two["dense"]}
+    found = certify.coverage(one, {"held": fixed, "all": two}, sigma=0.2, certificate=held(100.0), q=0.8, only="dense")
+    assert found[0].distance == found[0].l2 == pytest.approx(length(one, fixed))
     assert found[0].covered
     assert (found[1].distance, found[1].shift, found[1].beyond) == (math.inf,) * 3
     assert (found[1].covered, found[1].draws_needed) == (False, None)
     assert found[1].l2 == pytest.approx(length(one, two))
     zero = tree.scales(one, 0.2, only="dense/w")
     one_leaf = {**one, "dense": {**one["dense"], "w": two["dense"]["w"]}}
-    by_tree = certify.coverage(one, {"all": two, "one leaf": one_leaf}, sigma=zero, eta=1.0)
+    by_tree = certify.coverage(one, {"all": two, "one leaf": one_leaf}, sigma=zero)
     assert [math.isinf(c.distance) for c in by_tree] == [True, False]
 
 
@@ -355,10 +403,10 @@ def test_a_cloud_that_is_covered_is_bounded_there():
     spread = math.sqrt(sum(float(np.sum((direction[k] * scales[k]) ** 2)) for k in scales))
     centre, shift = {"a": np.zeros(2), "b": np.zeros(1)}, 0.8
     worst = {k: shift * scales[k] ** 2 * direction[k] / spread for k in scales}
-    lying = certify.coverage(centre, {"worst": worst}, sigma=scales, eta=shift + 1e-9, q=Q)[0]
+    depth = certify.bound(replace(grid(20_000, spread), sigma=None), eta=(shift + 1e-9,), q=Q, side="upper")
+    lying, row = certify.coverage(centre, {"worst": worst}, sigma=scales, certificate=depth, q=Q)[0], depth.rows[0]
     assert lying.covered
     assert lying.shift == pytest.approx(shift)
-    row = certify.bound(replace(grid(20_000, spread), sigma=None), eta=(shift,), q=Q, side="upper").rows[0]
     moved = sum(float(direction[k] @ worst[k]) for k in scales)
     assert Q <= PHI((row.upper - moved) / spread) <= Q + 0.02
 
@@ -367,16 +415,16 @@ def test_coverage_refuses_other_structures():
     one, two = trees()
     for other in ({"conv": two["conv"]}, {**two, "dense": {**two["dense"], "b": np.zeros(4)}}, {**two, "more": np.zeros(1)}):
         with pytest.raises(BadInput, match="structure"):
-            certify.coverage(one, {"other": other}, sigma=0.2, eta=1.0)
+            certify.coverage(one, {"other": other}, sigma=0.2)
     with pytest.raises(BadInput, match="no leaf"):
-        certify.coverage(one, {"two": two}, sigma=0.2, eta=1.0, only="norm")
+        certify.coverage(one, {"two": two}, sigma=0.2, only="norm")
 
 
 @pytest.mark.parametrize("sigma", [-0.2, 0.0, {"conv": {"w": 0.2}, "dense": {"b": 0.2}}])
 def test_coverage_refuses_scales_that_are_none(sigma):
     one, two = trees()
     with pytest.raises(BadInput, match=r"sigma|scale"):
-        certify.coverage(one, {"two": two}, sigma=sigma, eta=1.0)
+        certify.coverage(one, {"two": two}, sigma=sigma)
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -508,18 +556,30 @@ def test_answers_are_wrong_with_at_most_alpha():
 
 def test_answers_from_a_subset_of_the_images():
     draws = world(np.full(300, 0.1), images=((1000, 10_000),))
-    limit = bounds.hypergeometric_limits([100], 1000, 10_000, 0.005 / 500)[1][0]
-    how = {"eta": (0.1,), "alpha": 0.01, "most": 500}
+    # Of draws 255 .. 510 all together 1 / 90 of the half of alpha that pays for images.
+    limit = bounds.hypergeometric_limits([100], 1000, 10_000, 0.005 / 90 / 256)[1][0]
+    how = {"eta": (0.1,), "alpha": 0.01}
     below, above = (certify.answers(draws, tau=limit + move, **how)[0] for move in (1e-6, -1e-6))
     assert (below.verdict, below.exceedances) == ("below", 0)
     assert below.stopped == bounds.min_draws(bounds.shifted_level(0.9, 0.2), 0.005)  # half of alpha pays for the limits
-    assert above.exceedances == 300
-    with pytest.raises(BadInput, match="most"):
-        certify.answers(draws, tau=0.2, eta=(0.1,))
-    with pytest.raises(BadInput, match="299"):
-        certify.answers(draws, tau=0.2, eta=(0.1,), most=299)
+    assert above.exceedances == 300 - 255
     whole = world(np.full(300, 0.1), images=((1000, 1000),))
     assert certify.answers(whole, tau=0.1, eta=(0.1,))[0].verdict == "below"
+
+
+def test_looks_at_a_subset_of_the_images_share_one_chance_of_failing():
+    random = np.random.default_rng(11)
+    draws = world(random.integers(0, 60, 300) / 100, images=((100, 1000),))
+    how = {"tau": 0.5, "eta": (0.1,), "q": 0.5}
+    looks = [replace(draws, scores=draws.scores[:count]) for count in (50, 120, 300)]
+    found = [certify.answers(look, **how)[0] for look in looks]
+    for earlier, later in itertools.pairwise(found):  # what was said stays, however many draws follow
+        assert earlier.verdict == "undecided" or (later.verdict, later.stopped) == (earlier.verdict, earlier.stopped)
+    rest = certify.answers(replace(looks[1], scores=looks[1].scores[50:], start=50), **how)[0]
+    assert found[0].exceedances + rest.exceedances == found[1].exceedances  # a draw's limit depends on its number alone
+    paid = np.concatenate([np.full(2**k, 1 / ((k + 1) * (k + 2)) / 2**k) for k in range(20)])
+    assert certify.question._image_betas(draws) == pytest.approx(paid[:300])
+    assert paid.sum() == pytest.approx(1 - 1 / 21)
 
 
 def test_answers_refuse():

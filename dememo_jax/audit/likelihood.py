@@ -55,18 +55,45 @@ def lira(scores, members, *, targets=None, outside=None, form: str = "online", v
     return _mean_views(densities[0] - densities[1])
 
 
-def u_lira(unlearned, retrained, *, variance: str = "auto") -> tuple[np.ndarray, np.ndarray]:
+def u_lira(unlearned, retrained, *, fit: str = "half", variance: str = "auto") -> tuple[np.ndarray, np.ndarray]:
     """U-LiRA, Hayes et al. 2024: was this model trained on x and unlearned it, or never trained on x?
 
-    unlearned: log-odds [M, N] of the forgotten examples under models that unlearned them; retrained: [M', N] under models
-    that never saw them. Returns the log-ratios [M, N] and [M', N], every model attacked by all the others; `bounds.auc` of them
-    against kinds tells how far unlearning can be noticed, example by example. Raises BadInput as `lira`.
+    `bounds.auc` of the log-ratios against the kinds tells how far unlearning can be noticed, example by example. Its limits
+    need `fit="half"`: models attacked by each other are not independent. Leaving a model's own scores out of the fit moves
+    the fit away from them, so where the scores of a model share a part the area of two samples of one distribution falls
+    below 0.5, and its interval misses 0.5 several times as often as it says. `fit="others"` is for
+    `bounds.permutation_test`, which fits again for every relabelling.
+
+    Args:
+        unlearned: log-odds [M, N] of the forgotten examples under models that unlearned them.
+        retrained: log-odds [M', N] of the same examples under models that never saw them.
+        fit: "half", every second model of a kind (rows 0, 2, ...) fits the Gaussians and the others are attacked;
+            "others", every model is attacked by all the others.
+        variance: as `lira`.
+
+    Returns:
+        Log-ratios of the attacked models of either kind: [M // 2, N] and [M' // 2, N], or [M, N] and [M', N].
+
+    Raises:
+        BadInput: as `lira`, and for fewer than four models of a kind (three with "others").
+
+    Example:
+        >>> one, other = np.random.default_rng(0).normal(size=(2, 8, 50))
+        >>> [part.shape for part in u_lira(one, other)]
+        [(4, 50), (4, 50)]
     """
     unlearned, retrained = _pair(unlearned, retrained)
+    require(fit in ("half", "others"), f"fit must be 'half' or 'others', got {fit!r}")
+    few = min(len(unlearned), len(retrained))
+    require(fit == "others" or few >= 4, f"one half of the models attacks the other: four of a kind are needed, got {few}")
     kinds = np.repeat([True, False], [len(unlearned), len(retrained)])
-    ratios = lira(np.concatenate([unlearned, retrained]), np.broadcast_to(kinds[:, None], (len(kinds), unlearned.shape[1])),
-                  variance=variance)  # fmt: skip
-    return ratios[: len(unlearned)], ratios[len(unlearned) :]
+    scores, members = np.concatenate([unlearned, retrained]), np.tile(kinds[:, None], unlearned.shape[1])
+    if fit == "others":
+        ratios = lira(scores, members, variance=variance)
+        return ratios[kinds], ratios[~kinds]
+    fitted = np.concatenate([np.arange(len(part)) % 2 == 0 for part in (unlearned, retrained)])
+    ratios = lira(scores[fitted], members[fitted], targets=scores[~fitted], variance=variance)
+    return ratios[kinds[~fitted]], ratios[~kinds[~fitted]]
 
 
 def rmia(

@@ -89,12 +89,16 @@ def rank_correlation(x, y) -> tuple[float | None, float | None]:
     return float(found.statistic), float(found.pvalue)
 
 
-def logit_limits(value: float, variance: float, independent: int, alpha: float) -> Estimate:
-    """Limits of a share in [0, 1] from its variance; at 0 or 1, those of so many independent cases that all fell alike."""
+def logit_limits(value: float, variance: float, independent: int, alpha: float, freedom: float | None = None) -> Estimate:
+    """Limits of a share in [0, 1] from its variance; at 0 or 1, those of so many independent cases that all fell alike.
+
+    freedom: degrees of freedom of the variance, `independent - 1` if not given.
+    """
     if variance <= 0 or value in (0.0, 1.0):
         least = float(stats.beta.ppf(alpha / 2, independent, 1))
         return Estimate(value, least if value > 0.5 else 0.0, 1.0 if value >= 0.5 else 1 - least)
-    reach = stats.t.ppf(1 - alpha / 2, max(1, independent - 1)) * math.sqrt(variance) / (value * (1 - value))
+    freedom = independent - 1 if freedom is None else freedom
+    reach = stats.t.ppf(1 - alpha / 2, max(1, freedom)) * math.sqrt(variance) / (value * (1 - value))
     low, high = special.expit(special.logit(value) + np.array([-reach, reach]))
     return Estimate(value, float(low), float(high))
 

@@ -127,6 +127,7 @@ def _law(params: Params, key: Key, sigma: float | Params, only: str | None, grou
     leaves = jax.tree.leaves(params)
     scales = [np.asarray(s, np.float64) for s in tree.leaf_scales(scale, params)]
     variance = sum(float(np.mean(np.square(s))) * leaf.size for s, leaf in zip(scales, leaves))
+    require(np.isfinite(variance), f"sigma is too large for noise of a finite length: {sigma}")
     typical = [float(np.sqrt(np.mean(np.square(s)))) for s in scales]
     return scale, Draws(
         scores=np.zeros((0, len(groups))),
@@ -195,18 +196,30 @@ def subset(draws: Draws) -> bool:
     return draws.images is not None and any(evaluated < total for evaluated, total in draws.images)
 
 
-def limits(draws: Draws, beta: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def limits(draws: Draws, beta: float | np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(low, high) scores [S] of each group: the scores themselves, or limits of them from a subset of the images.
 
-    Each limit fails with probability at most beta. Accuracies come back as exact shares in float64.
+    Each limit fails with probability at most beta, one number or one for each draw [S]. Accuracies come back as exact
+    shares in float64.
     """
     columns = np.asarray(draws.scores, np.float64).T
     if draws.images is None:
         return [(column, column) for column in columns]
-    return [
-        bounds.hypergeometric_limits(np.round(column * evaluated), evaluated, total, beta)
-        for column, (evaluated, total) in zip(columns, draws.images)
-    ]
+    each = np.broadcast_to(beta, len(draws.scores))
+    found = [(np.zeros(len(column)), np.zeros(len(column))) for column in columns]
+    for value in np.unique(each):
+        at = each == value
+        for (low, high), column, (evaluated, total) in zip(found, columns, draws.images):
+            low[at], high[at] = bounds.hypergeometric_limits(np.round(column[at] * evaluated), evaluated, total, float(value))
+    return found
+
+
+def measured(draws: Draws) -> tuple[tuple[str, str], ...]:
+    """What rows of different models must agree on to be one statement: fingerprints of the noise, the data, the metric.
+
+    Empty for draws without fingerprints. The key and the weights are left out: they differ from model to model.
+    """
+    return tuple((name, draws.fingerprint[name]) for name in ("sigma", "data", "metric") if name in draws.fingerprint)
 
 
 def join(*parts: Draws) -> Draws:

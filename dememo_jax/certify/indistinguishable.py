@@ -114,8 +114,9 @@ def transfer_event(
     """The event "this model's bound lies at or below tau": no ball, no radius to pay for.
 
     rows: one for each of M independent reference models, each certified around itself: a `Row` (its upper bound) or an
-    `Answer` (verdict "below") for one and the same group, q and eta. Abstentions count against. Every row's own alpha
-    is taken from the confidence. Raises BadInput for rows of different statements.
+    `Answer` (verdict "below") for one and the same group, q, eta and sigma, of one noise, data set and metric as far as
+    their fingerprints tell. Abstentions count against. Every row's own alpha is taken from the confidence. Raises BadInput
+    for rows of different statements.
     """
     p, common = _certified(rows, tau, alpha_reference, uniform)
     probability = bounds.indistinguishable_event_bounds(p, epsilon, zeta)[0]
@@ -170,6 +171,11 @@ def _certified(rows: Sequence[Row | Answer], tau: float, alpha: float, uniform: 
     require(np.isfinite(tau), f"tau must be a number, got {tau}")
     same = {(row.group, row.q, row.eta) for row in rows}
     require(len(same) == 1, f"the rows must be of one group, q and eta; got {sorted(same)}")
+    noises = {row.sigma for row in rows}
+    require(len(noises) == 1, f"the rows must be of one noise; got sigma = {', '.join(sorted(map(str, noises)))}")
+    prints = [dict(row.fingerprint) for row in rows]
+    for name in ("sigma", "data", "metric"):
+        require(len({known.get(name) for known in prints}) == 1, f"the rows must be of one {name}: their fingerprints differ")
     below = [
         row.upper is not None and row.upper <= tau if isinstance(row, Row) else row.verdict == "below" and row.tau <= tau
         for row in rows
@@ -179,9 +185,15 @@ def _certified(rows: Sequence[Row | Answer], tau: float, alpha: float, uniform: 
     p, row = _least(sum(below), len(below), alpha, uniform), rows[0]
     statement = (
         f"for every move of the unlearned model's weights by at most {row.eta:g}, {row.group} stays at or below {tau:g} "
-        f"with probability {row.q:g} under the noise"
+        f"with probability {row.q:g} under {_noise(row.sigma)}"
     )
     return p, {
         "statement": statement, "confidence": confidence, "successes": sum(below), "references": len(below),
         "reference_probability": p, "alpha_reference": alpha, "uniform": uniform, "certificate": None,
     }  # fmt: skip
+
+
+def _noise(sigma: float | None) -> str:
+    if sigma is not None:
+        return f"Gaussian noise of standard deviation {sigma:g} on the weights"
+    return "Gaussian noise with scales of their own on the weights, in whose standard deviations the move is measured"

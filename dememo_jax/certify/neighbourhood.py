@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dememo_jax import bounds, evaluate
-from dememo_jax.certify.draws import Draws, cloud, draw, limits, number, subset
+from dememo_jax.certify.draws import Draws, cloud, draw, limits, measured, number, subset
 from dememo_jax.certify.planning import check, demands, plan, radii, reaches, shares
 from dememo_jax.types import Apply, Dataset, Key, Params
 
@@ -41,6 +41,8 @@ class Row:
     quantile: float  # of the draws at q, and at 1 - q: of the cloud as it is, estimated without confidence
     lower_quantile: float
     reason: str | None  # why it abstained
+    sigma: float | None = None  # of the noise; None where leaves have scales of their own
+    fingerprint: tuple[tuple[str, str], ...] = ()  # of the noise, the data and the metric
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def bound(
             level=d.level, lower_level=d.lower_level, alpha=d.alpha + paid, draws=count, draws_needed=d.needed,
             quantile=bounds.empirical_quantile(high, d.q), lower_quantile=-bounds.empirical_quantile(-low, d.q),
             reason=None if enough else f"{count} draws, {do} would do at eta / sigma = {d.shift:.3g}",
+            sigma=draws.sigma, fingerprint=measured(draws),
         )  # fmt: skip
 
     reach = reaches(count, qs, asked[0].alpha, side, form)

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dememo_jax import bounds
-from dememo_jax.errors import require
+from dememo_jax.errors import distinct, require
 
 SIDES = ("both", "upper", "lower")
 FORMS = ("corrected", "published")
+LOUDEST = 1e18  # standard deviation of noise whose squared length float32 still holds
 
 
 class Demand(NamedTuple):
@@ -59,17 +60,24 @@ def check(
     draws: int,
     side: str = "both",
     form: str = "corrected",
+    tau: float = 0.0,
 ) -> None:
     """Raise BadInput unless the numbers of a certificate make sense; cheap, for before the long work."""
     require(sigma is None or (np.isfinite(sigma) and sigma > 0), f"sigma must be positive, got {sigma}")
+    require(
+        sigma is None or sigma <= LOUDEST, f"sigma must be at most {LOUDEST:g}, got {sigma}: float32 cannot hold such noise"
+    )
+    require(np.isfinite(tau), f"tau must be a finite number, got {tau}")
     require(side in SIDES, f"side must be one of {', '.join(SIDES)}, got {side!r}")
     require(form in FORMS, f"form must be one of {', '.join(FORMS)}, got {form!r}")
     require(np.ndim(eta) == 1 and len(eta) > 0, f"eta must be a sequence of at least one radius, got {eta!r}")
     for value in eta:
-        require(np.isfinite(value) and value > 0, f"eta must be positive, got {value}")
+        far = np.isfinite(value) and np.isfinite(value / (1.0 if sigma is None else sigma))
+        require(far and value > 0, f"eta must be positive and finite, as must eta / sigma; got {value}")
     require(np.ndim(q) == 1 and len(q) > 0, f"q must be one or more numbers, got {q!r}")
     for value in q:
         require(0 < value < 1, f"q must lie strictly between 0 and 1, got {value}")
+    distinct(eta=eta, q=q)
     require(0 < alpha < 1, f"alpha must lie strictly between 0 and 1, got {alpha}")
     require(draws >= 1, f"draws must be at least 1, got {draws}")
 

@@ -1,11 +1,21 @@
 """What a certificate says, in tables, plots and plain words."""
 
+from dataclasses import dataclass
+
 from dememo_jax import certify
 from dememo_jax.cli.configs import Certify
 from dememo_jax.report import Cell, Plot, Section, Table
 
 THIS, CONTROL = "this model", "clean control"
 ABSTAINS = "abstains (n): the draws do not support a bound there; n draws would."
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What eta is held against, in its own units: l2 over the noised leaves, or standard deviations of their noise."""
+
+    weights: float | None = None  # length of the weights
+    moved: float | None = None  # distance from the weights before unlearning; None where it is not known, or not all noised
 
 
 def shown(bound: float | None, needed: int | None) -> Cell:
@@ -23,7 +33,45 @@ def _sides(config: Certify) -> tuple[str, ...]:
     return ("upper", "lower") if config.side == "both" else (config.side,)
 
 
-def certified(config: Certify, certificates: dict[str, certify.DepthCertificate], looks: list[int]) -> Section:
+def _noise(config: Certify) -> str:
+    return f"sigma {config.sigma:g}" + (" of each tensor's RMS" if config.relative else "")
+
+
+def _move(config: Certify, eta: float, lengths: Lengths) -> str:
+    """The moves that a row is about, with what their length compares to."""
+    parts = [(lengths.weights, "of the weights' length"), (lengths.moved, "of what unlearning moved them")]
+    shares = ", ".join(f"{100 * eta / length:.2g} % {what}" for length, what in parts if length)
+    unit = "at most {:g} standard deviations of the noise" if config.relative else "length <= {:g}"
+    return f"for any move of {unit.format(eta)}" + (f" ({shares})" if shares else "")
+
+
+def _claim(config: Certify, row: certify.Row, lengths: Lengths) -> str:
+    share = row.q
+    if config.side == "lower":
+        share = 1 - row.q if config.form == "published" else row.q
+    words, bound = ("at least", row.lower) if config.side == "lower" else ("at most", row.upper)
+    return (
+        f"accuracy on {_named(row.group)} under noise {_noise(config)}: {words} {bound:.3f} in {100 * share:g} % of draws, "
+        f"{_move(config, row.eta, lengths)}"
+    )
+
+
+def _named(group: str) -> str:
+    return f"the {group}" if group == "test set" else group
+
+
+def _beside(config: Certify, row: certify.Row, control: certify.DepthCertificate) -> str:
+    """Whether the control is certified to know what this model is certified not to know."""
+    (other,) = [r for r in control.rows if (r.group, r.q, r.eta) == (row.group, row.q, row.eta)]
+    if config.side != "both" or row.upper is None or (other.lower is not None and other.lower > row.upper):
+        return ""
+    least = "its lower bound abstains" if other.lower is None else f"at least {other.lower:.3f}"
+    return f"; at this sigma the clean control is not certified to know {_named(row.group)} either ({least})"
+
+
+def certified(
+    config: Certify, certificates: dict[str, certify.DepthCertificate], looks: list[int], lengths: Lengths
+) -> Section:
     first, sides = certificates[THIS], _sides(config)
     several = len(config.q) > 1
     what = {"both": "lower to upper", "upper": "upper", "lower": "lower"}[config.side]
@@ -32,19 +80,20 @@ def certified(config: Certify, certificates: dict[str, certify.DepthCertificate]
         (r[0].group, *((r[0].q,) if several else ()), r[0].eta, r[0].shift, *(_cell(row, config.side) for row in r))
         for r in zip(*(c.rows for c in certificates.values()))
     )
-    table = Table("Certified bounds on accuracy", head, rows, _meaning(config, first, looks, CONTROL in certificates))
+    table = Table("Certified bounds on accuracy", head, rows, _meaning(config, first, looks, CONTROL in certificates, lengths))
     plots = tuple(
         _plot(config, certificates, group, q) for group in dict.fromkeys(r.group for r in first.rows) for q in config.q
     )
-    side, sign = ("lower", ">=") if config.side == "lower" else ("upper", "<=")
-    best = {row.group: row for row in first.rows if getattr(row, side) is not None}
-    claims = "; ".join(f"{name} {sign} {getattr(row, side):.3f} within eta {row.eta:g}" for name, row in best.items())
+    side = "lower" if config.side == "lower" else "upper"
+    best = list({row.group: row for row in first.rows if getattr(row, side) is not None}.values())
+    claims = "; ".join(_claim(config, row, lengths) for row in best) or "no row can be certified"
+    beside = _beside(config, best[0], certificates[CONTROL]) if best and CONTROL in certificates else ""
     abstained = sum(getattr(row, s) is None for row in first.rows for s in sides)
-    said = f"{claims or 'no row can be certified'}; {abstained} of {len(first.rows) * len(sides)} bounds abstain"
+    said = f"{claims}{beside}; {abstained} of {len(first.rows) * len(sides)} bounds abstain"
     return Section(f"certify: {config.run.name}", said, (table,), plots)
 
 
-def _meaning(config: Certify, first: certify.DepthCertificate, looks: list[int], control: bool) -> str:
+def _meaning(config: Certify, first: certify.DepthCertificate, looks: list[int], control: bool, lengths: Lengths) -> str:
     q = ", ".join(f"{value:g}" for value in config.q)
     noise = f"N(0, {config.sigma:g}^2) noise" if not config.relative else f"noise of {config.sigma:g} of each tensor's RMS"
     parts = [
@@ -53,6 +102,10 @@ def _meaning(config: Certify, first: certify.DepthCertificate, looks: list[int],
         f"{first.draws:,} draws, {first.precision}; expected noise length {first.noise_norm:.2f}.",
         "It bounds a quantile over noise, not the accuracy of one attacked network.",
     ]
+    known = {"the weights are": lengths.weights, "unlearning moved them by": lengths.moved}
+    compared = " and ".join(f"{what} {length:.3g}" for what, length in known.items() if length is not None)
+    if compared:
+        parts.append(f"In the units of eta, {compared}.")
     if config.form == "published":
         parts.append("Lower bounds in the paper's printed form: they hold with probability 1 - q only.")
     if first.images is not None and any(m < n for m, n in first.images):
@@ -71,20 +124,29 @@ def _meaning(config: Certify, first: certify.DepthCertificate, looks: list[int],
 
 
 def _plot(config: Certify, certificates: dict[str, certify.DepthCertificate], group: str, q: float) -> Plot:
-    curves = []
+    """Bounds against eta, and at eta = 0 the quantiles of the draws themselves."""
+    bands, series = [], []
     for name, certificate in certificates.items():
-        rows = [row for row in certificate.rows if row.group == group and row.q == q]
-        for side, quantile, level in (("upper", "quantile", q), ("lower", "lower_quantile", 1 - q)):
-            if side in _sides(config):
-                curves.append((f"{name}: {side}", config.eta, tuple(getattr(row, side) for row in rows)))
-                known = tuple(getattr(row, quantile) for row in rows)
-                curves.append((f"{name}: {level:.3g}-quantile", config.eta, known))
+        rows = sorted((row for row in certificate.rows if row.group == group and row.q == q), key=lambda row: row.eta)
+        etas = tuple(row.eta for row in rows)
+        ends = {side: tuple(getattr(row, side) for row in rows) for side in _sides(config)}
+        if config.side == "both":
+            bands.append((f"{name}: bounds", etas, ends["lower"], ends["upper"]))
+        else:
+            series.append((f"{name}: {config.side} bound", etas, ends[config.side]))
+        known = {"upper": rows[0].quantile, "lower": rows[0].lower_quantile}
+        points = tuple(known[side] for side in _sides(config))
+        series.append((f"{name}: draws, without confidence", (0.0,) * len(points), points))
     slug = f"certificate-{group.replace(' ', '-')}" + ("" if len(config.q) == 1 else f"-q{q:g}")
-    note = "Quantiles are those of the draws at eta = 0, without confidence. Where a curve ends the draws do not suffice."
-    return Plot(slug, f"Certified bounds against eta: {group}, q = {q:g}", "eta", "accuracy", tuple(curves), note)
+    note = "At eta = 0 stand the quantiles of the draws, without confidence. Where bounds end the draws do not suffice."
+    title = f"Certified bounds against eta: {group}, q = {q:g}"
+    return Plot(slug, title, "eta", "accuracy", tuple(series), note, bands=tuple(bands), ticks=(0.0, *sorted(config.eta)))
 
 
-def answered(config: Certify, found: dict[str, tuple[certify.Answer, ...]]) -> Section:
+VERDICTS = {"below": "shown to be at most", "above": "refuted to be at most", "undecided": "not decided to be at most"}
+
+
+def answered(config: Certify, found: dict[str, tuple[certify.Answer, ...]], lengths: Lengths) -> Section:
     def cell(answer: certify.Answer) -> str:
         if answer.verdict == "undecided":
             need = "no count" if answer.draws_needed is None else f"{answer.draws_needed:,}"
@@ -92,12 +154,19 @@ def answered(config: Certify, found: dict[str, tuple[certify.Answer, ...]]) -> S
         return f"{answer.verdict}, at draw {answer.stopped:,}"
 
     rows = tuple((row[0].group, row[0].q, row[0].eta, *map(cell, row)) for row in zip(*found.values()))
+    part = config.images is not None
+    images = f" Accuracies from {config.images:,} sampled images, whose limits take half of that chance." if part else ""
+    alpha = f"{found[THIS][0].alpha:.3g} ({config.alpha:g} over all rows)"
     note = (
-        f"below: for every move of the weights by at most eta, accuracy under the noise stays at or below {config.tau:g} with "
-        f"probability q. above: the draws refute that they can show it. Either is wrong with probability at most "
-        f"{found[THIS][0].alpha:.3g} ({config.alpha:g} over all rows), however often one looks. The test stops when every row "
+        f"below: for every move of the weights by at most eta, accuracy under noise {_noise(config)} stays at or below "
+        f"{config.tau:g} with probability q. above: the draws refute that they can show it. Either is wrong with probability "
+        f"at most {alpha}, however often one looks and however many draws are added.{images} The test stops when every row "
         f"is decided, so bounds of a fixed number of draws must not be read off these."
     )
-    said = "; ".join(f"{a.group} {a.verdict} {a.tau:g} within eta {a.eta:g}" for a in found[THIS])
+    said = "; ".join(
+        f"accuracy on {_named(a.group)} under noise {_noise(config)}: {VERDICTS[a.verdict]} {config.tau:g} in {100 * a.q:g} % "
+        f"of draws, {_move(config, a.eta, lengths)}"
+        for a in found[THIS]
+    )
     table = Table(f"Is the bound below {config.tau:g}?", ("group", "q", "eta", *found), rows, note)
     return Section(f"certify: {config.run.name}", said, (table,))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from dememo_jax import certify, checkpoint, mesh, models, tree
 from dememo_jax.cli import certificates, console, lineage, runs
-from dememo_jax.cli.certificates import CONTROL, THIS
+from dememo_jax.cli.certificates import CONTROL, THIS, Lengths
 from dememo_jax.cli.configs import Certify, Join
 from dememo_jax.cli.runs import positive
 from dememo_jax.cli.selection import target_of
@@ -27,14 +28,17 @@ def certify_model(config: Certify) -> dict:
     """`dememo certify`."""
     started = time.monotonic()
     positive(sigma=config.sigma, width=config.width, images=config.images)
+    require(
+        0 <= config.checkpoint_seconds < math.inf, f"--checkpoint-seconds must be a number, got {config.checkpoint_seconds}"
+    )
+    certify.check(sigma=config.sigma, eta=config.eta, q=config.q, alpha=config.alpha, draws=config.draws, tau=config.tau or 0.0)
     first = config.first or 0
     require(
         config.first is None or 0 <= first < config.draws,
         f"--first must be less than --draws, {config.draws}; got {config.first}",
     )
     require(config.tau is None or config.first is None, "--tau asks in the order of the draws; it takes no --first")
-    if not config.plan:
-        _plan(config, groups=2, refuse=config.first is None)
+    _plan(config, groups=2, refuse=config.first is None and not config.plan)
     base = lineage.trained(config.source)
     target = target_of(base, config.target_class)
     contexts = (
@@ -50,14 +54,15 @@ def certify_model(config: Certify) -> dict:
     if done := runs.begin(config.run, described, grows="draws"):
         return done
     drawn = {name: _draw(config, source, name) for name, source in clouds.items()}
-    return _conclude(config, described, drawn, [*earlier, config.draws], started)
+    return _conclude(config, described, drawn, [*earlier, config.draws], _lengths(config, base, clouds[THIS]), started)
 
 
 def join_parts(config: Join) -> dict:
     """`dememo join`."""
     started = time.monotonic()
     require(config.parts, "name the run folders of the parts to join")
-    known = [runs.result(folder)["config"] for folder in config.parts]
+    finished = [runs.result(folder) for folder in config.parts]
+    known = [done["config"] for done in finished]
     for folder, part in zip(config.parts, known):
         require(part["command"] == "certify", f"{folder} is a run of `dememo {part['command']}`; expected one of certify")
         apart = {n for n in part if n not in ("first", "draws", "source", "control") and part[n] != known[0][n]}
@@ -76,7 +81,8 @@ def join_parts(config: Join) -> dict:
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done
-    return _conclude(like, described, drawn, [draws], started)
+    lengths = Lengths(**finished[0]["values"].get("lengths", {}))
+    return _conclude(like, described, drawn, [draws], lengths, started)
 
 
 # --- draws -------------------------------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ def _draw(config: Certify, source: certify.Cloud, name: str) -> certify.Draws:
     restored = runs.newest(directory, None)
     prior = None if restored is None else _draws(restored)
     begun = (config.first or 0) if prior is None else prior.start + len(prior.scores)
-    if prior is not None and begun >= config.draws:
+    if prior is not None and begun >= config.draws and config.tau is None:
         return prior
     over = mesh.mesh() if jax.device_count() > 1 else None
     width, seconds = (
@@ -195,7 +201,29 @@ def _enough(demand: certify.Demand, found: certify.Plan) -> bool:
 # --- what came out -----------------------------------------------------------------------------------------------
 
 
-def _conclude(config: Certify, described: dict, drawn: dict[str, certify.Draws], looks: list[int], started: float) -> dict:
+def _lengths(config: Certify, base: lineage.Trained, source: certify.Cloud) -> Lengths:
+    """How long the noised weights are, and how far unlearning moved them."""
+    scales = [np.asarray(s, np.float64) for s in tree.leaf_scales(source.scale, base.weights.params)]
+
+    def length(others: Any) -> float | None:
+        moves = [np.asarray(b, np.float64) - a for a, b in zip(map(np.asarray, jax.tree.leaves(base.weights.params)), others)]
+        spread = [np.broadcast_to(scale, move.shape) for scale, move in zip(scales, moves)]
+        if any(np.any(move[scale == 0]) for move, scale in zip(moves, spread)):
+            return None  # leaves without noise differ: eta does not measure this
+        square = sum(float(np.sum(np.square(move[scale > 0] / scale[scale > 0]))) for move, scale in zip(moves, spread))
+        return math.sqrt(square) * (source.blank.sigma or 1.0)
+
+    leaves = jax.tree.leaves(base.weights.params)
+    weights = length([np.where(np.broadcast_to(scale, leaf.shape) > 0, 0.0, leaf) for scale, leaf in zip(scales, leaves)])
+    if base.unlearned is None:
+        return Lengths(weights)
+    before = lineage.trained(config.source / runs.read(config.source)["config"]["source"])
+    return Lengths(weights, length(jax.tree.leaves(before.weights.params)))
+
+
+def _conclude(
+    config: Certify, described: dict, drawn: dict[str, certify.Draws], looks: list[int], lengths: Lengths, started: float
+) -> dict:
     arrays: dict[str, Any] = {name.replace(" ", "_"): made.scores for name, made in drawn.items()}
     np.savez(config.run / "scores.npz", allow_pickle=False, **arrays)
     if config.tau is None:
@@ -205,16 +233,18 @@ def _conclude(config: Certify, described: dict, drawn: dict[str, certify.Draws],
             )
             for name, made in drawn.items()
         }  # fmt: skip
-        section = certificates.certified(config, bounds, looks)
+        section = certificates.certified(config, bounds, looks, lengths)
         values: dict[str, Any] = {"certificates": {name: dataclasses.asdict(c) for name, c in bounds.items()}}
     else:
         found = {
-            name: certify.answers(made, tau=config.tau, eta=config.eta, q=config.q, alpha=config.alpha, most=config.draws)
+            name: certify.answers(made, tau=config.tau, eta=config.eta, q=config.q, alpha=config.alpha)
             for name, made in drawn.items()
         }
-        section = certificates.answered(config, found)
+        section = certificates.answered(config, found, lengths)
         values = {"answers": {name: [dataclasses.asdict(a) for a in each] for name, each in found.items()}}
-    return runs.finish(config.run, described, {**values, "looks": looks}, [section], started)
+    return runs.finish(
+        config.run, described, {**values, "looks": looks, "lengths": dataclasses.asdict(lengths)}, [section], started
+    )
 
 
 STAGES = {Certify: certify_model, Join: join_parts}

@@ -24,8 +24,9 @@ LEAST = 8  # models of a kind
 NOTE = (
     "{models} models of this recipe that unlearned the examples by this method, against as many retrained without them; their "
     "log-odds on {examples:,} forgotten examples. Retrained again: as many further retrained models in the place of the "
-    "unlearned, the null that every test must pass. Chance: what two samples of one law show (mean over relabellings), and the "
-    "p-value against it. epsilon, at delta 1e-5: a lower limit at {level:.0%} confidence, of any guarantee that could hold."
+    "unlearned, the null: each of its p-values is below 0.05 in one audit of twenty. By chance: what two samples of one "
+    "distribution show (mean over relabellings), and the p-value against it. Limits of U-LiRA's area are those of models that "
+    "had no part in its fit. epsilon, at delta 1e-5: a lower limit at {level:.0%} confidence, of any guarantee that could hold."
 )
 
 
@@ -187,12 +188,15 @@ def _forgetter(case, config: Train, forgetter: Unlearn, seen: Dataset, key: Key)
 def _told(case, found: dict[str, audit.Verdict]) -> Part:
     asked = case.config.attack
     lines: dict[str, tuple[str, Callable[[audit.Verdict], Cell]]] = {
-        "U-LiRA area": ("u-lira", lambda v: limits(v.u_lira)),
+        "U-LiRA area, half of the models against the others": ("u-lira", lambda v: limits(v.u_lira)),
+        "U-LiRA area, every model": ("u-lira", lambda v: v.u_lira_all.value),
+        "U-LiRA area by chance": ("u-lira", lambda v: v.u_lira_all.null),
+        "p-value of the U-LiRA area": ("u-lira", lambda v: v.u_lira_all.p_value),
         "U-LiRA, found at 0.01": ("u-lira", lambda v: v.u_lira_tpr[0].tpr),
         "U-LiRA, found at 0.001": ("u-lira", lambda v: v.u_lira_tpr[1].tpr),
         "KLoM, mean": ("klom", lambda v: v.klom.value),
-        "by chance": ("klom", lambda v: v.klom.null),
-        "p-value": ("klom", lambda v: v.klom.p_value),
+        "KLoM by chance": ("klom", lambda v: v.klom.null),
+        "p-value of KLoM": ("klom", lambda v: v.klom.p_value),
         "KLoM, 95th percentile": ("klom", lambda v: v.klom_95),
         "epsilon-hat, median": ("epsilon", lambda v: float(np.median(v.epsilon.examples))),
         "forgetting quality F": ("epsilon", lambda v: v.epsilon.score),
