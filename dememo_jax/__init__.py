@@ -1,53 +1,52 @@
 """Model dememorization in JAX: protect data, unlearn it, audit the forgetting and certify its depth."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dememo_jax import (
-    adapters,
-    audit,
-    augment,
-    bounds,
-    certify,
-    convolution,
-    curvature,
-    data,
-    errors,
-    evaluate,
-    keys,
-    likelihood,
-    loop,
-    losses,
-    mesh,
-    models,
-    montecarlo,
-    nets,
-    projected,
-    protect,
-    sharpness,
-    train,
-    tree,
-    types,
-    unlearn,
-)
+if TYPE_CHECKING:
+    from dememo_jax import (
+        adapters,
+        audit,
+        augment,
+        bounds,
+        cells,
+        certify,
+        checkpoint,
+        convolution,
+        curvature,
+        data,
+        errors,
+        evaluate,
+        keys,
+        likelihood,
+        loop,
+        losses,
+        mesh,
+        models,
+        montecarlo,
+        nets,
+        projected,
+        protect,
+        release,
+        report,
+        sharpness,
+        sources,
+        train,
+        tree,
+        types,
+        unlearn,
+    )
 
 __version__ = "0.1.0"
-
-_DOORS = ("cells", "checkpoint", "release", "report", "sources")  # disk, clock and network: opened when first named
-
-
-def __getattr__(name: str) -> Any:
-    if name in _DOORS:
-        return importlib.import_module(f"dememo_jax.{name}")
-    raise AttributeError(f"module 'dememo_jax' has no attribute {name!r}")
-
 
 __all__ = [
     "adapters",
     "audit",
     "augment",
     "bounds",
+    "cells",
     "certify",
+    "checkpoint",
     "convolution",
     "curvature",
     "data",
@@ -63,10 +62,23 @@ __all__ = [
     "nets",
     "projected",
     "protect",
+    "release",
+    "report",
     "sharpness",
+    "sources",
     "train",
     "tree",
     "types",
     "unlearn",
-    *_DOORS,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A module is imported when it is first named, so that `import dememo_jax` costs nothing and opens no door."""
+    if name in __all__:
+        return importlib.import_module(f"dememo_jax.{name}")
+    raise AttributeError(f"module 'dememo_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax.errors import require
+from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Array, Key, Params
 
 
@@ -113,9 +113,12 @@ def names(tree: Params) -> list[str]:
 def matching(tree: Params, only: str | None) -> list[bool]:
     """For every leaf in tree order whether its name matches the regular expression `only`; all do without one.
 
-    Raises BadInput when none does.
+    Raises BadInput when none does, and for what is no regular expression.
     """
-    found = [only is None or re.search(only, name) is not None for name in names(tree)]
+    try:
+        found = [only is None or re.search(only, name) is not None for name in names(tree)]
+    except re.error as error:
+        raise BadInput(f"{only!r} is no regular expression: {error}") from None
     require(any(found), f"no leaf matches {only!r}; the leaves are {', '.join(names(tree))}")
     return found
 

@@ -264,7 +264,7 @@ REFUSED = {
     "data set": ("train --run N --data no_such_data", "unknown data set 'no_such_data'"),
     "npz": ("train --run N --data nowhere.npz", "no such file"),
     "budget": ("protect --run N --radius 0", "--radius must be positive"),
-    "budget nan": ("protect --run N --radius nan", "--radius must be positive"),
+    "budget nan": ("protect --run N --radius nan", "--radius must be a finite number"),
     "budget in range": ("protect --run N --radius 1.5", "must lie in (0, 1]"),
     "no budget": ("protect --run N --method ops --radius 0.1", "ops has no budget in a norm"),
     "pixels": ("protect --run N --method ops --pixels 65", "pixels must be between 1 and 64"),

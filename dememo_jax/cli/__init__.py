@@ -1,13 +1,12 @@
-"""The command line: parse, run, and turn every expected failure into one sentence and an exit code."""
+"""The command line: parse, run, and turn every expected failure into one sentence and an exit code.
+
+Imports stand inside the functions, so that Ctrl-C ends the process in words from its first moment on, and --help and bad
+arguments answer at once.
+"""
 
 import sys
 from collections.abc import Sequence
 from typing import Any
-
-import tyro
-
-from dememo_jax.cli import configs
-from dememo_jax.errors import BadInput, NonFinite
 
 DESCRIPTION = "Model dememorization: protect data, train, unlearn, audit the forgetting, certify its depth."
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -15,17 +14,30 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
     """The configuration that the arguments spell; exits with the usage on unknown ones."""
+    import tyro
+
+    from dememo_jax.cli import configs
+
     return tyro.extras.subcommand_cli_from_dict(configs.COMMANDS, prog="dememo", description=DESCRIPTION, args=arguments)
 
 
 def execute(config: Any) -> dict:
     """Run one command and show its result; raises as the library does."""
-    # Only now, so that --help and bad arguments answer at once.
     from dememo_jax import report
-    from dememo_jax.cli import console, quickstart
+    from dememo_jax.cli import checks, console, quickstart, runs
+    from dememo_jax.errors import BadInput
 
+    checks.check(config)
+    runs.start_devices()
     every = {**quickstart.WORK, **quickstart.STAGES}
-    done = every[type(config)](config)
+    refused = False
+    try:
+        done = every[type(config)](config)
+    except BadInput:
+        refused = True
+        raise
+    finally:
+        runs.leave(refused=refused)
     for table in report.section(done["sections"][0]).tables:
         console.table(table)
     console.announce(done)
@@ -35,25 +47,42 @@ def execute(config: Any) -> dict:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    config = parse(arguments)
+    """`dememo` with these arguments, by default those of the process. Leaves by SystemExit unless all went well."""
+    from dememo_jax.cli import interrupts
+
+    if arguments is None:
+        interrupts.end_at_once()
+    try:
+        code = _run(arguments)
+    except KeyboardInterrupt:  # of a caller of ours, who handles the signal
+        print(f"error: {interrupts.SENTENCE}", file=sys.stderr)
+        code = INTERRUPTED
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The command's exit code, its failures told in a sentence each."""
     from dememo_jax.cli import console
+
+    console.prepare()
+    try:
+        config = parse(arguments)
+    except OSError as error:  # of the usage, which nobody could read
+        console.OUT.lose(error)
+        return FAILED
+    from dememo_jax.cli import failures
 
     try:
         execute(config)
-    except BadInput as error:
-        console.error(str(error))
-        sys.exit(BAD_INPUT)
-    except NonFinite as error:
-        console.error(f"{error}. The last good checkpoint is kept in {config.run}")
-        sys.exit(FAILED)
-    except OSError as error:
-        console.error(
-            f"cannot write to {config.run}: {error}. Free space or choose another --run; the same command then goes on"
-        )
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        console.error("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(INTERRUPTED)
+    except failures.EXPECTED as error:
+        console.error(failures.sentence(error, config.run))
+        return failures.code(error)
+    finally:
+        lost = console.flush()
+    if lost:
+        console.error(f"cannot write to the standard output: {lost}. The result is in {config.run}")
+    return FAILED if lost else 0
 
 
 if __name__ == "__main__":

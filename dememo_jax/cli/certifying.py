@@ -50,9 +50,9 @@ def certify_model(config: Certify) -> dict:
     if config.plan:
         return _tell(config, clouds[THIS], len(clouds), started)
     described = runs.describe(config, **{f"{name.replace(' ', '_')}_digest": c.digest for name, c in contexts.items()})
-    earlier = _looks(config.run)
     if done := runs.begin(config.run, described, grows="draws"):
         return done
+    earlier = _looks(config.run)
     drawn = {name: _draw(config, source, name) for name, source in clouds.items()}
     return _conclude(config, described, drawn, [*earlier, config.draws], _lengths(config, base, clouds[THIS]), started)
 

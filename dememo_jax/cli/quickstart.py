@@ -96,6 +96,8 @@ def _check(config: Quickstart) -> None:
     require(hidden in PROTECTED, f"the first class of --forget must be a protected one, {PROTECTED}; got {hidden}")
     require(open_ in range(4, 8), f"the second class of --forget must be a clean one, 4 to 7; got {open_}")
     runs.positive(radius=config.radius, passes=config.passes, epochs=config.epochs, recovery_epochs=config.recovery_epochs)
+    require(config.radius <= 1, f"--radius must lie in (0, 1], pixels being in [0, 1]; got {config.radius:g}")
+    require(config.pixels <= 64, f"--pixels must be between 1 and 64, which is all that an image has; got {config.pixels}")
     runs.positive(pixels=config.pixels, radii=min(config.radii))
     certify.plan(
         sigma=config.sigma, eta=config.eta, q=Certify.q, alpha=Certify.alpha, draws=config.draws, groups=2, refuse=True

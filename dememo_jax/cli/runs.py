@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from dememo_jax import __version__, checkpoint, files, loop, report, sources
-from dememo_jax.cli import configs, console
+from dememo_jax.cli import configs, console, locks
+from dememo_jax.cli.checks import first_line
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
 
@@ -36,6 +37,16 @@ def positive(**values: float | None) -> None:
     for name, value in values.items():
         flag = "--" + name.replace("_", "-")
         require(value is None or (np.isfinite(value) and value > 0), f"{flag} must be positive, got {value}")
+
+
+def start_devices() -> None:
+    """BadInput when jax finds none of the devices that it was told to use."""
+    try:
+        jax.devices()
+    except Exception as error:  # what kind depends on the platform and on its plugin
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        on = f" on JAX_PLATFORMS={asked}, which is not to be had here" if asked else ""
+        raise BadInput(f"jax cannot start{on} ({first_line(error)}): unset JAX_PLATFORMS, or install jax for it") from error
 
 
 def describe(config: Any, **digests: str) -> dict:
@@ -57,34 +68,66 @@ def describe(config: Any, **digests: str) -> dict:
     return {"command": type(config).__name__.lower(), **fields, **digests}
 
 
-def begin(folder: Path, config: dict, *, grows: str | None = None) -> dict | None:
-    """Claim the folder for a configuration. Returns the result if it is already there.
+def begin(folder: Path, config: dict, *, grows: str | None = None, again: bool = False) -> dict | None:
+    """Claim the folder for a configuration, and hold it until `finish`. Returns the result if it is already there.
 
-    grows: a field that may be larger than the folder's; the run then goes on from there. BadInput when the folder is no
-    run folder or holds another configuration, OSError when it cannot be written.
+    grows: a field that may be larger than the folder's; the run then goes on from there. again: hold a folder whose result
+    is there too, for more work on it. BadInput when the folder is no run folder, holds another configuration, or is in use
+    by another process; OSError when it cannot be written.
     """
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file; --run takes a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        known = read(folder)["config"]
-        written = {name: config[name] for name in config if name in known}  # a field younger than the folder stays out of it
-        known = _completed(known, config)
-        names = sorted(known.keys() | config.keys())
-        if grows is not None and known.get(grows, 0) < config[grows]:
-            known = {**known, grows: config[grows]}
-        differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
-        require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
-        if (folder / RESULT).exists():
-            done = json.loads((folder / RESULT).read_text())
-            if _completed(done["config"], config) == json.loads(report.to_json(config)):
-                return done
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = config
+    done, _ = _standing(folder, config, grows)
+    if done is not None and not again:
+        return done
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    locks.hold(folder)
+    _NEW.extend(new)
+    done, written = _standing(folder, config, grows)  # another process may have been at work in between
+    if done is not None:
+        return done
     free = shutil.disk_usage(folder).free
     if free < MARGIN:
         raise OSError(f"{folder}: only {free / 2**20:.0f} MiB are free on its disk, a run wants at least {MARGIN / 2**20:.0f}")
     files.write(folder / CONFIG, report.to_json({"config": written}))
     return None
+
+
+def _standing(folder: Path, config: dict, grows: str | None) -> tuple[dict | None, dict]:
+    """The result that a folder holds, if it does, and the configuration to write; BadInput when it holds another."""
+    if not folder.is_dir() or all(_leftover(path) for path in folder.iterdir()):
+        return None, config
+    known = read(folder)["config"]
+    written = {name: config[name] for name in config if name in known}  # a field younger than the folder stays out of it
+    known = _completed(known, config)
+    names = sorted(known.keys() | config.keys())
+    if grows is not None and known.get(grows, 0) < config[grows]:
+        known = {**known, grows: config[grows]}
+    differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
+    require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
+    if (folder / RESULT).exists():
+        done = json.loads((folder / RESULT).read_text())
+        if _completed(done["config"], config) == json.loads(report.to_json(config)):
+            return done, written
+    return None, written
+
+
+def _leftover(path: Path) -> bool:
+    """Whether a file says nothing: hidden, or the first write of a run that was killed in it."""
+    return path.name.startswith(".") or path.name == f"{CONFIG}{files.PART}" or (path.name == CONFIG and path.stat().st_size == 0)
+
+
+_NEW: list[Path] = []  # folders that commands of this process made, the innermost first
+CLAIM = (CONFIG, TOKENIZER, f"{CONFIG}{files.PART}")  # what is in a folder before any work
+
+
+def leave(*, refused: bool) -> None:
+    """A command has ended: its folders are free again; those that it made are taken away if it was refused before any work."""
+    locks.release_all()
+    for folder in _NEW if refused else ():
+        if all(path.name in CLAIM for path in folder.iterdir()):
+            shutil.rmtree(folder)
+    _NEW.clear()
 
 
 def _completed(known: dict, config: dict) -> dict:
@@ -164,6 +207,7 @@ def finish(
     done = {**made, "values": values, "sections": [dataclasses.asdict(section) for section in sections]}
     files.write(folder / RESULT, report.to_json(done))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    locks.release(folder)
     return done
 
 

@@ -52,10 +52,11 @@ def sisa(config: Sisa) -> dict:
     base.model_of(config.model)  # bad input must show before the folder is claimed
     count, key = len(base.train.y), jax.random.key(config.seed)
     asked = _asked(config, count)
+    shards.check_deleted(selection.mask_of(asked, count), count)
     plan = shards.deal(keys.named(key, "plan"), count, shards=config.shards, slices=config.slices)
     everything = runs.describe(config, source_digest=base.digest) | {"width": config.width}
     described = {name: value for name, value in everything.items() if name not in ("delete", "delete_index")}
-    done = runs.begin(config.run, described)
+    done = runs.begin(config.run, described, again=True)
     lineage.keep_tokenizer(config.run, base)
     plan = _frozen(config.run, plan)
     log = _request(config.run, asked, count)

@@ -74,6 +74,8 @@ def _subjects(config: Sharpness) -> dict[str, Subject]:
     require(config.solver, "name at least one --solver")
     runs.positive(radius=config.radius, images=config.images, rounds=config.rounds, lr=config.lr, batch=config.batch,
                   points=config.points, span=config.span, width=config.width)  # fmt: skip
+    few = config.probes is not None and (config.probes < 0 or config.probes == 1)
+    require(not few, f"--probes must be 2 or more, whose spread gives the error, or 0 for exact curvature; got {config.probes}")
     require(not config.control or config.clean is not None, "--control stands beside UD, which is against a --clean run")
     base = lineage.trained(config.source)
     others = {} if config.clean is None else {CLEAN: config.clean}
