@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import losses, models, values
-from dememo_jax.errors import require
+from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Apply, Array, Dataset, Params
 
 # Numbers in one image batch: 100 CIFAR images on CPU, where larger ones leave the cache, and 2,048 elsewhere.
@@ -42,9 +42,15 @@ def _logits(apply, params, x, *, batch):
 
 
 def correct(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
-    """1.0 where the network is right, [N]. Outside jit, raises BadInput for labels that it has no output for."""
+    """1.0 where the network is right, [N].
+
+    Outside jit, raises BadInput for labels that the network has no output for, and NonFinite where it answers with NaN or
+    infinity: it would be right nowhere, which looks like forgetting.
+    """
     found = logits(apply, params, data.x, batch=batch)
     check_outputs(data, found.shape[-1])
+    if not isinstance(found, jax.core.Tracer):
+        check_answers(found)
     return _right(found, data.y)
 
 
@@ -57,8 +63,22 @@ def check_outputs(data: Dataset, outputs: int) -> None:
 _right = jax.jit(losses.correct)  # one program where it is called outside of one
 
 
+@jax.jit
+def answers(logits: Array) -> Array:
+    """Whether rows of logits [..., K] name a class: none is NaN or +infinity, and one at least is finite. [...]"""
+    return jnp.isfinite(logits.max(axis=-1))
+
+
+def check_answers(logits: Array) -> None:
+    """NonFinite, with their number, for rows of logits [N, K] that name no class."""
+    bad = int((~answers(logits)).sum())
+    if bad:
+        sentence = f"the network's logits on {bad:,} of {len(logits):,} examples are NaN or infinite: its weights are of no use"
+        raise NonFinite(f"{sentence}. Lower the learning rate, or clip gradients")
+
+
 def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
-    """Share of examples that the network gets right."""
+    """Share of examples that the network gets right. NonFinite as `correct`."""
     return correct(apply, params, data, batch=batch).mean()
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys
+from dememo_jax import keys, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Info, Key, Method, Perturbation
 
@@ -108,8 +108,8 @@ def run(
     """The same steps in compiled chunks of `every`; after each, `after(steps_done, state, info)` may return True to stop.
 
     Chunks lie on a fixed grid, so a run resumed from any chunk's state goes through the same programs to the same
-    bits. Raises NonFinite, before `after` sees the state, when a reported quantity is infinite or NaN; it keeps the state
-    before that chunk.
+    bits. Raises NonFinite, before `after` sees the state, when a reported quantity, or the state that a chunk leaves, is
+    infinite or NaN; it keeps the state before that chunk.
     """
     _check_grid(steps, every, start)
     _check(data, batch, mask, perturbation)
@@ -127,7 +127,7 @@ def run(
         else:
             state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), draw=draw, **how)
             host = {name: np.asarray(values) for name, values in info.items()}
-        _refuse_non_finite(host, begin, before, _labels(data) if begin * (batch or len(data.x)) < len(data.x) else None)
+        _refuse_non_finite(host, begin, before, state, _labels(data) if begin * (batch or len(data.x)) < len(data.x) else None)
         if after(begin + count, state, host):
             break
     return state
@@ -168,7 +168,7 @@ def stream(
             jax.block_until_ready(infos[-1:])
             infos.append(info)
         host = {name: np.stack([np.asarray(info[name]) for info in infos]) for name in infos[0]}
-        _refuse_non_finite(host, begin, before)
+        _refuse_non_finite(host, begin, before, state)
         if after(begin + len(infos), state, host):
             break
     return state
@@ -191,13 +191,16 @@ def _labels(data: Dataset) -> int | None:
     return int(np.max(data.y)) if known else None
 
 
-def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any, largest: int | None = None) -> None:
+def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any, state: Any, largest: int | None = None) -> None:
+    """NonFinite for what the steps reported, which was before each of them, and for what the last one left."""
+    cure = "lower the learning rate or clip gradients"
     for name, values in info.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if bad.any():
             at = int(np.argmax(bad))
-            cure = "lower the learning rate or clip gradients"
             if largest is not None:
                 cure += f"; labels run to {largest}: has the network an output for each of 0..{largest}?"
-            sentence = f"{name} became {values[at]} at step {begin + at}; {cure}"
-            raise NonFinite(sentence, kept=before)
+            raise NonFinite(f"{name} became {values[at]} at step {begin + at}; {cure}", kept=before)
+    if not tree.finite(state) and tree.finite(before):  # some begin with an infinity of their own
+        names = [name for name, leaf in zip(tree.names(state), jax.tree.leaves(state)) if not tree.finite(leaf)]
+        raise NonFinite(f"{names[0]} became infinite or NaN after step {begin}; {cure}", kept=before)

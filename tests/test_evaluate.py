@@ -1,12 +1,14 @@
 """Evaluation in image batches against numpy on everything at once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dememo_jax import data as sets
 from dememo_jax import evaluate
-from dememo_jax.errors import BadInput
+from dememo_jax.errors import BadInput, NonFinite
+from dememo_jax.types import Dataset
 
 RANDOM = np.random.default_rng(0)
 N = 11
@@ -86,3 +88,15 @@ def test_unusable_groups_are_named():
         evaluate.stack_groups({"short": np.ones(3, bool)}, 4)
     with pytest.raises(BadInput, match="'none' has no examples"):
         evaluate.stack_groups({"fine": np.ones(4, bool), "none": np.zeros(4, bool)}, 4)
+
+
+def test_a_network_without_answers_is_no_network_that_forgot():
+    def apply(params, x):
+        return jnp.stack([x[:, 0], jnp.where(x[:, 0] > 2, params, -jnp.inf)], axis=-1)
+
+    data = Dataset(jnp.arange(4.0)[:, None], jnp.zeros(4, jnp.int32), jnp.arange(4))
+    assert evaluate.accuracy(apply, 0.0, data) == 1.0  # -infinity is what masks a class
+    for bad in (jnp.nan, jnp.inf):
+        with pytest.raises(NonFinite, match="1 of 4"):
+            evaluate.accuracy(apply, bad, data)
+        assert jax.jit(lambda bad: evaluate.accuracy(apply, bad, data))(bad) == 0.75  # under jit nothing is known

@@ -303,3 +303,27 @@ def test_what_a_stream_refuses():
     ):
         with pytest.raises(BadInput, match=message):
             streamed(**how)
+
+
+@pytest.mark.parametrize("drive", ["run", "stream"])
+def test_what_the_last_step_leaves_is_looked_at(drive):
+    """A step reports the loss before it moves: the last move of all is seen in the state alone."""
+
+    def step(key, state, batch):
+        worse = jnp.where(state["done"] >= 3, jnp.inf, 1.0)
+        return {"w": state["w"] * worse, "done": state["done"] + 1, "best": state["best"]}, {"loss": state["w"].sum()}
+
+    method = Method(lambda: None, step)
+    start = {"w": jnp.ones(2), "done": jnp.zeros((), jnp.int32), "best": jnp.zeros(())}
+    data = sets.make(np.zeros((4, 1), np.float32), np.zeros(4, np.int32))
+
+    def go(state):
+        how = {"steps": 4, "every": 2, "after": lambda *_: None}
+        if drive == "run":
+            return loop.run(method, jax.random.key(0), state, data, batch=2, **how)
+        return loop.stream(method, jax.random.key(0), state, lambda first: iter([data] * (4 - first)), **how)
+
+    with pytest.raises(NonFinite, match="w became infinite or NaN after step 2") as error:
+        go(start)
+    assert error.value.kept["done"] == 2
+    assert go({**start, "best": jnp.asarray(jnp.inf)})["done"] == 4  # an infinity of its own

@@ -101,8 +101,8 @@ def test_stages_of_older_ensembles_keep_their_names(tmp_path, monkeypatch):
     run, begin = tmp_path / "run", runs.begin
     config = configs.Sisa(run=run, model="mlp", shards=2, slices=1, epochs=1)
 
-    def older(folder, described):
-        return begin(folder, {name: value for name, value in described.items() if name not in YOUNG})
+    def older(folder, described, **how):
+        return begin(folder, {name: value for name, value in described.items() if name not in YOUNG}, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "begin", older)

@@ -15,6 +15,8 @@ from dememo_jax.audit.lanes import each, usual_lanes
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Params, Weights
 
+NONE = -1  # the count of right answers of a network that does not answer in numbers
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -83,7 +85,8 @@ def recover(
     is clipped at norm 5 as in the published code. The radius is an absolute l2 length over all params, or over those
     that `only` matches, or with `relative` a share of their length. Evaluation data are never attacked with unless they
     are passed as `data`; the published code does so by default. `after(epoch, accuracy)` reports progress.
-    Raises BadInput for a radius that is not positive or no hints, NonFinite when the attack's loss is no number.
+    Raises BadInput for a radius that is not positive or no hints, NonFinite when the attack's loss, or what the attacked
+    network answers, is no number.
     """
 
     def told(epoch: int, accuracy: np.ndarray) -> None:
@@ -135,20 +138,26 @@ def sweep(
     run = functools.partial(each, width=width, over=over)
     count = int(held.sum())
     how = {"method": method, "model": model, "batch": batch, "per_pass": sets.steps(count, batch, 1)}
-    right = run(functools.partial(_right, model=model), evaluation, state.inner.weights)
-    accuracy, distance = [np.asarray(right)[: len(lanes)] / len(evaluation.y)], [np.zeros(len(lanes))]
+    right = np.asarray(run(functools.partial(_right, model=model), evaluation, state.inner.weights))[: len(lanes)]
+    accuracy, distance = [right / len(evaluation.y)], [np.zeros(len(lanes))]
     for epoch in range(epochs):
         shared = (keys.named(key, "recovery"), data, held, evaluation, epoch)
         state, right, gone, lost = run(functools.partial(_epoch, **how), shared, state)
-        lost = np.asarray(lost)[: len(lanes)]
-        if not np.isfinite(lost).all():
-            worst = int(np.argmax(~np.isfinite(lost)))
-            what = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
-            raise NonFinite(f"the loss of the attack on {what} became {lost[worst]} in epoch {epoch}; lower the learning rate")
-        accuracy.append(np.asarray(right)[: len(lanes)] / len(evaluation.y))
+        lost, right = np.asarray(lost)[: len(lanes)], np.asarray(right)[: len(lanes)]
+        for what, bad in (("loss", ~np.isfinite(lost)), ("network's answer", right == NONE)):
+            if bad.any():
+                worst = int(np.argmax(bad))
+                became = lost[worst] if what == "loss" else "NaN or infinite"
+                where = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
+                raise NonFinite(
+                    f"the {what} of the attack on {where} became {became} in epoch {epoch}; lower the learning rate"
+                )
+        accuracy.append(right / len(evaluation.y))
         distance.append(np.asarray(gone)[: len(lanes)])
         if after is not None:
             after(epoch + 1, accuracy[-1])
+    if (broken := accuracy[0] < 0).any():
+        raise NonFinite(f"model {int(np.argmax(broken)) // len(radii)} answers with NaN or infinity before any attack")
     curves = zip(lanes, lengths, np.transpose(accuracy).tolist(), np.transpose(distance).tolist())
     found = [
         Recovery(length, shape, statistics, count, tuple(a), tuple(d), radius if relative else None, only)
@@ -183,8 +192,10 @@ def _epoch(shared, state, *, method, model, batch, per_pass):
 
 
 def _right(evaluation, weights, *, model):
-    # A count, since whole numbers do not depend on how a program is compiled; their share is taken on the host.
-    return evaluate.correct(*models.freeze(model, weights), evaluation).sum()
+    # A count, since whole numbers do not depend on how a program is compiled; their share is taken on the host. A network
+    # that names no class somewhere has none: it would look like one that forgot.
+    logits = evaluate.logits(*models.freeze(model, weights), evaluation.x)
+    return jnp.where(evaluate.answers(logits).all(), losses.correct(logits, evaluation.y).sum(), NONE)
 
 
 def default_tx(rate: float = 0.01, decay: float = 5e-4) -> optax.GradientTransformation:

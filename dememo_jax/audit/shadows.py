@@ -232,11 +232,20 @@ def score(
     model: Model, weights: Weights, data: Dataset, *, loss: Loss = losses.margin, width: int = 1,
     over: jax.sharding.Mesh | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Scores [W, N] of stacked networks on every example: by default log p_y - log(1 - p_y), without overflow."""
+    """Scores [W, N] of stacked networks on every example: by default log p_y - log(1 - p_y), without overflow.
+
+    Raises NonFinite, naming the network's place, for scores that are NaN or infinite.
+    """
     count = len(jax.tree.leaves(weights)[0])
     rows = meshes.padded(np.arange(count), 1 if over is None else over.size)
     lanes = weights if len(rows) == count else jax.tree.map(lambda leaf: np.asarray(leaf)[rows], weights)
-    return np.asarray(each(partial(_score, model=model, loss=loss), data, lanes, width=width, over=over))[:count]
+    found = np.asarray(each(partial(_score, model=model, loss=loss), data, lanes, width=width, over=over))[:count]
+    bad = ~np.isfinite(found).all(axis=1)
+    if bad.any():
+        raise NonFinite(
+            f"network {int(np.argmax(bad))} of {count} has scores that are NaN or infinite; lower the learning rate"
+        )
+    return found
 
 
 def _score(data, weights, *, model, loss):

@@ -114,7 +114,8 @@ def _standing(folder: Path, config: dict, grows: str | None) -> tuple[dict | Non
 
 def _leftover(path: Path) -> bool:
     """Whether a file says nothing: hidden, or the first write of a run that was killed in it."""
-    return path.name.startswith(".") or path.name == f"{CONFIG}{files.PART}" or (path.name == CONFIG and path.stat().st_size == 0)
+    first = path.name == f"{CONFIG}{files.PART}" or (path.name == CONFIG and path.stat().st_size == 0)
+    return first or path.name.startswith(".")
 
 
 _NEW: list[Path] = []  # folders that commands of this process made, the innermost first
