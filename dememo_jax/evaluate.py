@@ -57,7 +57,7 @@ def correct(apply: Apply, params: Params, data: Dataset, *, batch: int | None = 
 def check_outputs(data: Dataset, outputs: int) -> None:
     """BadInput unless a network with so many outputs has one for each label of `data`; under jit nothing is checked."""
     if not isinstance(data.y, jax.core.Tracer) and data.y.size:
-        values.check_outputs(int(np.max(data.y)), outputs)
+        values.check_outputs(int(np.asarray(data.y).max()), outputs)
 
 
 _right = jax.jit(losses.correct)  # one program where it is called outside of one

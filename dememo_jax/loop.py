@@ -188,7 +188,7 @@ def _check_grid(steps: int, every: int, start: int) -> None:
 def _labels(data: Dataset) -> int | None:
     """The largest label, where there are labels of classes."""
     known = data.y is not None and data.y.ndim == 1 and data.y.size
-    return int(np.max(data.y)) if known else None
+    return int(np.asarray(data.y).max()) if known else None
 
 
 def _refuse_non_finite(info: dict[str, np.ndarray], begin: int, before: Any, state: Any, largest: int | None = None) -> None:
