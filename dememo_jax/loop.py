@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dememo_jax import callbacks, keys, tree
 from dememo_jax import data as sets
-from dememo_jax import keys, tree
+from dememo_jax.callbacks import STOP
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Info, Key, Method, Perturbation
 
+__all__ = ["STOP", "After", "Batches", "Draw", "passes", "run", "scan", "stream"]
+
 Draw = Callable[..., Dataset]  # (key, step, data, batch, mask) -> batch
-After = Callable[[int, Any, dict[str, np.ndarray]], bool | None]  # steps done, state, info [steps since the last call]
+# steps done, state, info [steps since the last call] -> None, or STOP to end the run
+After = Callable[[int, Any, dict[str, np.ndarray]], callbacks.Answer]
 Batches = Callable[[int], Iterable[Dataset]]  # first step -> the batch of that step, of the next one, and so on
 
 
@@ -105,11 +109,11 @@ def run(
     perturbation: Perturbation | None = None,
     draw: Draw = sets.shuffled,
 ) -> Any:
-    """The same steps in compiled chunks of `every`; after each, `after(steps_done, state, info)` may return True to stop.
+    """The same steps in compiled chunks of `every`; after each, `after(steps_done, state, info)` may return `STOP`.
 
     Chunks lie on a fixed grid, so a run resumed from any chunk's state goes through the same programs to the same
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity, or the state that a chunk leaves, is
-    infinite or NaN; it keeps the state before that chunk.
+    infinite or NaN; it keeps the state before that chunk. Raises BadInput when `after` returns anything but `STOP`, None or False.
     """
     _check_grid(steps, every, start)
     _check(data, batch, mask, perturbation)
@@ -128,7 +132,7 @@ def run(
             state, info = _chunk(method, key, state, data, steps=count, start=jnp.asarray(begin), draw=draw, **how)
             host = {name: np.asarray(values) for name, values in info.items()}
         _refuse_non_finite(host, begin, before, state, _labels(data) if begin * (batch or len(data.x)) < len(data.x) else None)
-        if after(begin + count, state, host):
+        if callbacks.stops(after(begin + count, state, host)):
             break
     return state
 
@@ -169,7 +173,7 @@ def stream(
             infos.append(info)
         host = {name: np.stack([np.asarray(info[name]) for info in infos]) for name in infos[0]}
         _refuse_non_finite(host, begin, before, state)
-        if after(begin + len(infos), state, host):
+        if callbacks.stops(after(begin + len(infos), state, host)):
             break
     return state
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import keys, models, tree
+from dememo_jax import callbacks, keys, models, tree
 from dememo_jax import mesh as meshes
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Key, Params
 
 Metric = Callable[[Params, Any], Array]  # params, data -> [G]
-After = Callable[[int, np.ndarray], bool | None]  # draws done, their scores [n, G] -> stop?
+After = Callable[[int, np.ndarray], callbacks.Answer]  # draws done, their scores [n, G] -> None, or `loop.STOP`
 
 WIDTHS = (4, 32, 128)  # networks in one vmap that `calibrate` tries
 TRIAL = 5.0  # seconds that one of its trials may be expected to take
@@ -58,7 +58,7 @@ def scores(
     strategy: "map" evaluates one network after another, "vmap" `width` of them at once (default 32), "auto" times both
         on the first draws and keeps the faster (`calibrate`). A vmap over weights suits small dense networks; it turns
         convolutions into grouped ones, which are several times slower on CPU.
-    every: draws between calls of `after(draws_done, their_scores [every, G])`, which may return True to stop; by
+    every: draws between calls of `after(draws_done, their_scores [every, G])`, which may return `loop.STOP`; by
         default all of them at once. A stopped run returns the scores so far.
     over: a mesh of devices, of one process or of many, to spread the draws over; by default one device.
     memory: bytes of scratch, as XLA reports them, that a vmap chosen by "auto" may use on a device; default half of the
@@ -85,7 +85,7 @@ def scores(
         if bad.any():
             raise NonFinite(f"the metric of draw {begin + int(np.argmax(bad))} is not finite; a score must be a number")
         parts.append(part)
-        if after is not None and after(begin + len(part), part):
+        if after is not None and callbacks.stops(after(begin + len(part), part)):
             break
     return np.concatenate(parts)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dememo_jax import certify, models, montecarlo, tree
+from dememo_jax import certify, loop, models, montecarlo, tree
 from dememo_jax import data as sets
 from dememo_jax.errors import BadInput, NonFinite
 
@@ -144,7 +144,9 @@ def test_a_prior_is_extended_and_nothing_is_repeated(whole, monkeypatch):
 
 def test_after_gets_growing_draws_and_may_stop(cloud, whole):
     seen = []
-    found = certify.draw(cloud, draws=12, every=3, after=lambda made: seen.append(made) or len(made.scores) >= 8)
+    found = certify.draw(
+        cloud, draws=12, every=3, after=lambda made: seen.append(made) or (loop.STOP if len(made.scores) >= 8 else None)
+    )
     assert [len(made.scores) for made in seen] == [3, 6, 9]
     for made in seen:
         np.testing.assert_array_equal(made.scores, whole.scores[: len(made.scores)])

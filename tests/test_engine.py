@@ -257,6 +257,17 @@ def test_non_finite_names_the_iteration_and_keeps_the_noise_before(toy):
     np.testing.assert_array_equal(caught.value.kept.mask, MASK)
 
 
+def test_watch_may_stop_a_recipe_and_nothing_else_does(toy):
+    recipe = protect.alternate(
+        None, recorder([], 4), counting, phases=(protect.Phase(5, batches=1),), batch=4, classes=CLASSES, store=jnp.float32
+    )
+    seen = []
+    protect.generate(recipe, KEY, toy, MASK, watch=lambda done, *_: seen.append(done) or (loop.STOP if done == 2 else None))
+    assert seen == [1, 2]
+    with pytest.raises(BadInput, match="watch returned True"):
+        protect.generate(recipe, KEY, toy, MASK, watch=lambda *_: True)
+
+
 def test_check_refuses_what_does_not_fit_and_computes_nothing(toy):
     def init(key, x):
         calls.append(x)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
-    0: ("bounds", "convolution", "keys", "tree", "values"),
+    0: ("bounds", "callbacks", "convolution", "keys", "tree", "values"),
     1: ("adapters", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),

@@ -1,6 +1,7 @@
 """The two drivers against a Python loop and against each other, to the bit where they promise it."""
 
 import zlib
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dememo_jax import callbacks, loop
 from dememo_jax import data as sets
-from dememo_jax import loop
 from dememo_jax.errors import BadInput, NonFinite
 from dememo_jax.types import Array, Dataset, Method, Perturbation
 
@@ -87,7 +88,9 @@ def test_run_is_scan(straight, chunked):
 
 
 def test_run_stops_when_told_and_resumes_to_the_bit(chunked):
-    stopped = loop.run(METHOD, KEY, START, DATA, steps=STEPS, every=5, batch=5, after=lambda done, *_: done == 10)
+    stopped = loop.run(
+        METHOD, KEY, START, DATA, steps=STEPS, every=5, batch=5, after=lambda done, *_: loop.STOP if done == 10 else None
+    )
     assert stopped.done == 10
     seen = []
     resumed = loop.run(
@@ -95,6 +98,30 @@ def test_run_stops_when_told_and_resumes_to_the_bit(chunked):
     )
     assert seen == [15, 20]
     same(resumed, chunked[0])
+
+
+@pytest.mark.parametrize("drive", ["run", "stream"])
+@pytest.mark.parametrize("answer", [True, 1, "saved", np.True_])
+def test_only_stop_stops(drive, answer):
+    """`CheckpointManager.save` returns True: as a callback it must not end a run in silence."""
+    how = {"steps": STEPS, "every": 5, "after": lambda *_: answer}
+    drives = {
+        "run": partial(loop.run, METHOD, KEY, START, DATA, batch=5),
+        "stream": partial(loop.stream, METHOD, KEY, START, drawn),
+    }
+    with pytest.raises(BadInput, match=r"loop\.STOP"):
+        drives[drive](**how)
+
+
+def test_none_and_false_go_on(chunked):
+    for answer in (None, False):
+        same(loop.run(METHOD, KEY, START, DATA, steps=STEPS, every=5, batch=5, after=lambda *_, a=answer: a), chunked[0])
+
+
+def test_a_callback_that_only_reports_cannot_stop():
+    callbacks.reports(True)  # what it returns is not used
+    with pytest.raises(BadInput, match="watch"):
+        callbacks.reports(loop.STOP, "watch")
 
 
 def test_last_chunk_is_what_is_left():
@@ -268,7 +295,9 @@ def test_stream_joins_the_noise():
 
 
 def test_stream_resumes_to_the_bit(straight):
-    stopped = loop.stream(METHOD, KEY, START, drawn, steps=STEPS, every=5, after=lambda done, *_: done == 10)
+    stopped = loop.stream(
+        METHOD, KEY, START, drawn, steps=STEPS, every=5, after=lambda done, *_: loop.STOP if done == 10 else None
+    )
     assert stopped.done == 10
     state, calls = streamed(stopped, start=10)
     assert [done for done, _, _ in calls] == [15, 20]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dememo_jax import mesh, montecarlo
+from dememo_jax import loop, mesh, montecarlo
 from dememo_jax.errors import BadInput, NonFinite
 
 KEY = jax.random.key(9)
@@ -108,7 +108,9 @@ def test_after_hears_of_every_chunk(plain):
 
 def test_after_may_stop(plain):
     calls = []
-    found = scores(start=2, every=3, after=lambda done, part: calls.append((done, len(part))) or done >= 8)
+    found = scores(
+        start=2, every=3, after=lambda done, part: calls.append((done, len(part))) or (loop.STOP if done >= 8 else None)
+    )
     assert calls == [(5, 3), (8, 3)]
     np.testing.assert_allclose(found, plain[2:8], rtol=1e-5, atol=1e-6)
 

@@ -3,14 +3,15 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dememo_jax import callbacks, evaluate, keys, loop, losses, models, projected, train, tree
 from dememo_jax import data as sets
-from dememo_jax import evaluate, keys, loop, losses, models, projected, train, tree
 from dememo_jax.audit.lanes import each, usual_lanes
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Params, Weights
@@ -89,9 +90,8 @@ def recover(
     network answers, is no number.
     """
 
-    def told(epoch: int, accuracy: np.ndarray) -> None:
-        if after is not None:
-            after(epoch, float(accuracy[0]))
+    def told(epoch: int, accuracy: np.ndarray) -> Any:
+        return None if after is None else after(epoch, float(accuracy[0]))
 
     found, _ = sweep(
         model, [weights], data, evaluation, key, radii=[radius], hints=hints, epochs=epochs, batch=batch, tx=tx, shape=shape,
@@ -155,7 +155,7 @@ def sweep(
         accuracy.append(right / len(evaluation.y))
         distance.append(np.asarray(gone)[: len(lanes)])
         if after is not None:
-            after(epoch + 1, accuracy[-1])
+            callbacks.reports(after(epoch + 1, accuracy[-1]))
     if (broken := accuracy[0] < 0).any():
         raise NonFinite(f"model {int(np.argmax(broken)) // len(radii)} answers with NaN or infinity before any attack")
     curves = zip(lanes, lengths, np.transpose(accuracy).tolist(), np.transpose(distance).tolist())

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from dememo_jax import bounds, evaluate, keys, loop, losses, models, montecarlo, train, tree
+from dememo_jax import bounds, callbacks, evaluate, keys, loop, losses, models, montecarlo, train, tree
 from dememo_jax.audit.recovery import default_tx, hint_mask
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Dataset, Key, Loss, Model, Params, Weights
@@ -82,12 +82,12 @@ def relearn(
 
     looks, accuracy = [0], [measure(weights)]
 
-    def look(done: int, state: Any, info: Any) -> bool:
+    def look(done: int, state: Any, info: Any) -> callbacks.Answer:
         looks.append(done)
         accuracy.append(measure(state.weights))
         if after is not None:
-            after(done, accuracy[-1])
-        return accuracy[-1] >= goal
+            callbacks.reports(after(done, accuracy[-1]))
+        return loop.STOP if accuracy[-1] >= goal else None
 
     if accuracy[0] < goal:
         method = train.sgd(model, tx, loss=loss, mode=statistics)

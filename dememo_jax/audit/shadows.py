@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dememo_jax import callbacks, evaluate, keys, loop, losses, models, montecarlo, tree
 from dememo_jax import data as sets
-from dememo_jax import evaluate, keys, loop, losses, models, montecarlo, tree
 from dememo_jax import mesh as meshes
 from dememo_jax.audit.lanes import each, lowered, usual_lanes
 from dememo_jax.audit.splits import check_masks, groups
@@ -271,5 +271,5 @@ def shadow_scores(
         found[group.rows] = score(model, group.weights, evaluation, loss=loss, width=width, over=over)
         done += len(group.rows)
         if after is not None:
-            after(done, len(masks))
+            callbacks.reports(after(done, len(masks)))
     return found

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, evaluate, keys, models, montecarlo, tree
+from dememo_jax import bounds, callbacks, evaluate, keys, models, montecarlo, tree
 from dememo_jax import data as sets
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Dataset, Key, Params, Weights
@@ -150,13 +150,13 @@ def draw(
     draws: int,
     start: int = 0,
     prior: Draws | None = None,
-    after: Callable[[Draws], bool | None] | None = None,
+    after: Callable[[Draws], callbacks.Answer] | None = None,
     **engine: Any,
 ) -> Draws:
     """Draws `start .. draws` of a cloud. Draw i depends on the key and i alone: cut them over machines, and `join`.
 
     prior: draws already made, to go on from; what comes back holds both. after: called with all draws so far when a chunk
-    of `every` is done (save them there); it may return True to stop.
+    of `every` is done (save them there); it may return `loop.STOP`.
     engine: `strategy, width, every, over, memory` of `montecarlo.scores`.
     Raises BadInput for a prior of another cloud, or draws that are all made; NonFinite, naming the draw, for a metric that
     is not a number: `after` has then seen everything before it.
@@ -173,7 +173,7 @@ def draw(
     def record(_, part):
         nonlocal made
         made = replace(made, scores=np.concatenate([made.scores, part / whole]))
-        return after is not None and after(made)
+        return None if after is None else after(made)
 
     montecarlo.scores(*source[:4], sigma=source.scale, start=begin, stop=draws, after=record, **engine)
     return made

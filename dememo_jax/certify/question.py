@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dememo_jax import bounds
+from dememo_jax import bounds, callbacks
 from dememo_jax.certify.draws import Cloud, Draws, draw, limits, measured, subset
 from dememo_jax.certify.planning import check, demands, shares
 from dememo_jax.errors import require
@@ -88,7 +88,7 @@ def ask(
     simultaneous: bool = True,
     spare: float = 0.0,
     prior: Draws | None = None,
-    after: Callable[[Draws], bool | None] | None = None,
+    after: Callable[[Draws], callbacks.Answer] | None = None,
     every: int = 25,
     **engine: Any,
 ) -> tuple[tuple[Answer, ...], Draws]:
@@ -103,9 +103,9 @@ def ask(
     require(0 <= spare < 1, f"spare must lie in [0, 1), got {spare}")
     asked: dict[str, Any] = {"tau": tau, "eta": eta, "q": qs, "alpha": alpha, "simultaneous": simultaneous, "spare": spare}
 
-    def decided(made: Draws) -> bool:
-        stop = after is not None and after(made)
-        return stop or all(answer.verdict != "undecided" for answer in answers(made, **asked))
+    def decided(made: Draws) -> callbacks.Answer:
+        stop = after is not None and callbacks.stops(after(made))
+        return callbacks.STOP if stop or all(answer.verdict != "undecided" for answer in answers(made, **asked)) else None
 
     made = prior
     if made is None or not (len(made.scores) >= most or decided(made)):

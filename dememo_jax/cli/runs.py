@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import __version__, checkpoint, files, loop, report, sources
+from dememo_jax import __version__, callbacks, checkpoint, files, loop, report, sources
 from dememo_jax.cli import configs, console, locks
 from dememo_jax.cli.checks import first_line
 from dememo_jax.errors import BadInput, require
@@ -272,12 +272,12 @@ def resumable(
     offer = saver(directory, seconds)
     with console.progress(title, steps, start) as advance:
 
-        def after(done: int, current: Any, info: dict) -> bool:
+        def after(done: int, current: Any, info: dict) -> callbacks.Answer:
             history.append(record(current, info))
             over = done >= steps or stop(history[-1])
             offer(done, current, {"history": history}, over)
             advance(done)
-            return over
+            return loop.STOP if over else None
 
         state = drive(method, key, state, data, steps=steps, every=every, start=start, after=after, **how)
     return state, history

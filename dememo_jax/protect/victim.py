@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import augment as augments
+from dememo_jax import callbacks, keys, loop, losses, models, projected, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax import keys, loop, losses, models, projected, train
 from dememo_jax.errors import require
 from dememo_jax.protect.countermeasures import Countermeasure
 from dememo_jax.train import Augment, Optimiser
@@ -98,7 +98,7 @@ def learned(
     def after(done, state, info):
         right = float(evaluation.accuracy(*models.freeze(model, state.weights), test))
         curves.append((right, float(info["accuracy"].mean())))
-        watch(len(curves), {"test": right, "train": curves[-1][1]})
+        callbacks.reports(watch(len(curves), {"test": right, "train": curves[-1][1]}), "watch")
 
     state = loop.run(
         method, key, jax.jit(method.init)(key, data.x[:1]), seen,

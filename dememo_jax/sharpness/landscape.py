@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import curvature, keys, losses, models, tree
+from dememo_jax import callbacks, curvature, keys, losses, models, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Apply, Array, Dataset, Key, Loss, Params
 
@@ -125,7 +125,7 @@ def _values(metric, params, data, directions, at: np.ndarray, *, width=1, every=
             raise NonFinite(f"the metric at {tuple(np.round(at[bad], 6).tolist())} is not finite; choose nearer coordinates")
         parts.append(part)
         if after is not None:
-            after(min(begin + every, len(at)), len(at))
+            callbacks.reports(after(min(begin + every, len(at)), len(at)))
     return np.concatenate(parts)
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import evaluate, keys, losses, models, tree
+from dememo_jax import callbacks, evaluate, keys, losses, models, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.sharpness import local, search
 from dememo_jax.sharpness.landscape import loss_and_accuracy
@@ -175,7 +175,7 @@ def _searched(case: Case, how: search.How) -> tuple[Settings, dict[str, Any]]:
             found = search.many_layers(*given, radii[rows], case.baseline, at, how=how, width=width)
             parts.append(np.asarray(found)[:, : len(places) - begin])
         if case.after is not None:
-            case.after(min(begin + width, len(places)), len(places))
+            callbacks.reports(case.after(min(begin + width, len(places)), len(places)))
     change, fraction = np.concatenate(parts, axis=1).transpose(0, 2, 1)
     own = ("lr", how.lr) if how.solver == "ball" else ("stride", how.stride)
     return (("batch", how.batch), ("rounds", how.rounds), own), _by_change(change, fraction)
