@@ -5,9 +5,8 @@ statistics travel as arguments of compiled functions, and networks of one archit
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from flax import nnx
 from jax.extend.core import Var
 from jax.tree_util import Partial
 
-from dememo_jax import tree
+from dememo_jax import modes, tree
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Key, Model, Params, Weights
 
@@ -24,33 +23,54 @@ from dememo_jax.types import Apply, Array, Key, Model, Params, Weights
 def from_linen(module: Any, *, training: Mapping | None = None, evaluation: Mapping | None = None) -> Model:
     """A `flax.linen.Module` as a Model; collections other than `params` become `stats`.
 
-    `training` and `evaluation` are the keyword arguments of `__call__` in the two modes; when neither is given, a
-    boolean argument `train` is looked for and set. Training mode gets a `dropout` key.
+    Training mode gets a `dropout` key.
+
+    Args:
+        module: The network, logits [B, K] of a batch [B, ...].
+        training: The keyword arguments of `__call__` in training mode.
+        evaluation: Those in evaluation mode. Where neither is given, the arguments `train`, `training`, `is_training`,
+            `deterministic` and `use_running_average` are found and set.
+
+    Raises:
+        BadInput: For what is no Linen module, and for a `__call__` that needs other arguments than those. Unless the modes
+            are given, `init` and `fit` refuse, while they are traced, a network whose modes do not differ as they must:
+            dropout that acts in evaluation or in training does not, batch statistics that training does not move.
+
+    Example:
+        >>> model = models.from_linen(nets.cnn(10))
+        >>> model = models.from_linen(MyNet(), training={"mode": "fit"}, evaluation={"mode": "eval"})
     """
-    if training is None and evaluation is None:
-        training, evaluation = _modes(module)
+    require(isinstance(module, nn.Module), f"expected an instance of flax.linen.Module, got {_what(module)}")
+    found = training is None and evaluation is None
+    if found:
+        training, evaluation = modes.switches(module)
     training, evaluation = dict(training or {}), dict(evaluation or {})
 
     @jax.jit  # operation by operation a first call takes seconds
     def init(key: Key, x: Array) -> Weights:
-        stats = dict(module.init({"params": key, "dropout": key}, x, **evaluation))
-        return Weights(stats.pop("params"), stats)
+        with modes.observed() as seen:
+            stats = dict(module.init({"params": key, "dropout": key}, x, **evaluation))
+        if found:
+            modes.check_evaluation(module, seen)
+        return Weights(stats.pop("params", {}), stats)
 
     def apply(weights: Weights, x: Array) -> Array:
         return module.apply({"params": weights.params, **weights.stats}, x, **evaluation)
 
     def fit(weights: Weights, x: Array, key: Key) -> tuple[Array, Weights]:
-        logits, stats = module.apply(
-            {"params": weights.params, **weights.stats}, x, **training, mutable=list(weights.stats), rngs={"dropout": key}
-        )
+        with modes.observed() as seen:
+            logits, stats = module.apply(
+                {"params": weights.params, **weights.stats}, x, **training, mutable=list(weights.stats), rngs={"dropout": key}
+            )
+        if found:
+            modes.check_training(module, seen, weights.stats.get("batch_stats"), stats.get("batch_stats"))
         return logits, weights._replace(stats=stats)
 
     return Model(init, apply, fit)
 
 
-def _modes(module: Any) -> tuple[dict, dict]:
-    switch = "train" in inspect.signature(type(module).__call__).parameters
-    return ({"train": True}, {"train": False}) if switch else ({}, {})
+def _what(network: Any) -> str:
+    return f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
 
 
 def penultimate(module: Any, *, evaluation: Mapping | None = None) -> Callable[[Weights, Array], Array]:
@@ -58,7 +78,7 @@ def penultimate(module: Any, *, evaluation: Mapping | None = None) -> Callable[[
 
     BadInput, when called, for a module without one; networks of other kinds bring a function of their own.
     """
-    how = dict(_modes(module)[1] if evaluation is None else evaluation)
+    how = dict(modes.switches(module)[1] if evaluation is None else evaluation)
 
     def features(weights: Weights, x: Array) -> Array:
         given: list[Array] = []
@@ -76,47 +96,123 @@ def penultimate(module: Any, *, evaluation: Mapping | None = None) -> Callable[[
     return features
 
 
-def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """A Model from a function that builds an NNX module: `from_nnx(lambda rngs: MyNet(10, rngs=rngs))`.
+@overload
+def from_nnx(network: nnx.Module) -> tuple[Model, Weights]: ...
+@overload
+def from_nnx(network: Callable[[nnx.Rngs], nnx.Module]) -> Model: ...
 
-    Variables of type `nnx.Param` are params, everything else (batch statistics, dropout keys) is stats.
+
+def from_nnx(network):
+    """A Model from a function that builds an NNX module; of a module that is there already, the Model and its weights.
+
+    Variables of type `nnx.Param` are params, everything else (batch statistics, dropout keys) is stats. Training mode is
+    `module.train()`, evaluation mode `module.eval()`; the switches that `from_linen` knows are set where `__call__` has them.
+
+    Args:
+        network: `nnx.Rngs -> nnx.Module`, or a trained module. Of a module the Model cannot draw fresh weights: `init` raises
+            BadInput, and with it whatever begins at random. Weights of a module also fit the Model of the function that
+            built it.
+
+    Returns:
+        The Model; for a module, `(model, weights)`.
+
+    Raises:
+        BadInput: For anything else, and as `from_linen` for arguments of `__call__` and batch statistics that do not move.
+
+    Example:
+        >>> model = models.from_nnx(lambda rngs: MyNet(10, rngs=rngs))
+        >>> model, weights = models.from_nnx(trained)
     """
+    given = isinstance(network, nnx.Module)
+    builds = callable(network) and not isinstance(network, nn.Module)
+    require(given or builds, f"expected a function nnx.Rngs -> nnx.Module, or such a module, got {_what(network)}")
 
     def split(module):
         graph, params, stats = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
         return graph, Weights(nnx.to_pure_dict(params), nnx.to_pure_dict(stats))
 
-    graph = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
+    like = network if given else nnx.eval_shape(lambda: network(nnx.Rngs(0)))
+    require(isinstance(like, nnx.Module), f"the function must build an nnx.Module, it gave {_what(like)}")
+    training, evaluation = modes.switches(like, modes.FOLLOWED)
+    name, (graph, weights) = _what(like), split(like)
 
     def join(weights):
         params, stats = jax.tree.map(jnp.asarray, tuple(weights))  # NNX writes into NumPy arrays in place
         return nnx.merge(graph, nnx.State(params), nnx.State(stats))
 
     def init(key: Key, x: Array) -> Weights:
-        return split(make(nnx.Rngs(key)))[1]
+        require(
+            not given,
+            f"this Model was made of a trained {name}, which has no way to fresh weights: "
+            "give from_nnx the function that builds it, lambda rngs: ...",
+        )
+        return split(network(nnx.Rngs(key)))[1]
 
     def apply(weights: Weights, x: Array) -> Array:
         module = join(weights)
         module.eval()
-        return module(x)
+        return module(x, **evaluation)
 
     def fit(weights: Weights, x: Array, key: Key) -> tuple[Array, Weights]:
         module = join(weights)
         module.train()
         nnx.reseed(module, default=key)
-        logits = module(x)
+        logits = modes.fitted_nnx(module, x, training)
         return logits, weights._replace(stats=split(module)[1].stats)
 
-    return Model(init, apply, fit)
+    return (Model(init, apply, fit), weights) if given else Model(init, apply, fit)
 
 
-def from_apply(init: Callable[[Key, Array], Params], apply: Apply) -> Model:
-    """A Model from two functions, for networks without modes and running statistics."""
-    return Model(
-        init=lambda key, x: Weights(init(key, x), ()),
-        apply=lambda weights, x: apply(weights.params, x),
-        fit=lambda weights, x, key: (apply(weights.params, x), weights),
-    )
+def from_apply(
+    init: Callable[[Key, Array], Params],
+    apply: Callable[..., Array],
+    *,
+    fit: Callable[..., Any] | None = None,
+    stats: Callable[[Key, Array], Any] | None = None,
+) -> Model:
+    """A Model from bare functions, for networks of any other library (Equinox, Haiku) or of none.
+
+    Args:
+        init: `init(key, x [B, ...]) -> params`, a nest of floating arrays and nothing else.
+        apply: Evaluation mode, `apply(params, x) -> logits [B, K]`; with stats, `apply(params, stats, x)`.
+        fit: Training mode, for dropout: `fit(params, x, key) -> logits`; with stats, `fit(params, stats, x, key) ->
+            (logits, stats)`. Without it the network has one mode.
+        stats: `stats(key, x)`: the running statistics to begin with, of arrays only; they get the key that `init` gets.
+
+    Raises:
+        BadInput: For stats without `fit`, which alone could move them; from `init`, for leaves that are no arrays (the
+            activation functions of an Equinox module) or params that are not floating.
+
+    Example:
+        >>> net = hk.without_apply_rng(hk.transform(forward))
+        >>> model = models.from_apply(net.init, net.apply)
+    """
+    require(stats is None or fit is not None, "stats without fit= would never move: give the training mode, fit=")
+
+    def begin(key: Key, x: Array) -> Weights:
+        weights = Weights(init(key, x), () if stats is None else stats(key, x))
+        tree.check_arrays(weights.params, "params")
+        tree.check_arrays(weights.stats, "stats")
+        tree.check_floating(weights.params, "params")
+        return weights
+
+    def evaluated(weights: Weights, x: Array) -> Array:
+        return apply(weights.params, x) if stats is None else apply(weights.params, _copied(weights.stats), x)
+
+    def trained(weights: Weights, x: Array, key: Key) -> tuple[Array, Weights]:
+        if fit is None:
+            return apply(weights.params, x), weights
+        if stats is None:
+            return fit(weights.params, x, key), weights
+        logits, new = fit(weights.params, _copied(weights.stats), x, key)
+        return logits, weights._replace(stats=new)
+
+    return Model(begin, evaluated, trained)
+
+
+def _copied(stats: Params) -> Params:
+    """The same arrays in a new tree: an Equinox State may be used once."""
+    return jax.tree.map(lambda leaf: leaf, stats)
 
 
 def layers(apply: Callable[[Any, Array], Array], params: Params, x: Array) -> list[list[str]]:

@@ -243,5 +243,6 @@ def weight_noise(
 
 
 def start(tx: optax.GradientTransformation, weights: Weights) -> TrainState:
-    """The state that continues from given weights with a fresh optimiser."""
+    """The state that continues from given weights with a fresh optimiser; BadInput for weights that are no arrays."""
+    tree.check_arrays(weights, "weights")
     return TrainState(weights, tx.init(weights.params), jnp.zeros((), jnp.int32))

@@ -137,8 +137,19 @@ def scales(tree: Params, sigma: float, *, only: str | None = None, relative: boo
     return jax.tree.unflatten(treedef, [sigma * size_ if wanted else 0.0 for wanted, size_ in zip(found, rms)])
 
 
+def check_arrays(tree: Any, what: str) -> None:
+    """BadInput naming the first leaf that is no array, such as the activation function of an Equinox module."""
+    for name, leaf in zip(names(tree), jax.tree.leaves(tree)):
+        require(
+            isinstance(leaf, int | float | complex) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape")),
+            f"{what} must hold arrays only; {name or 'it'} is a {type(leaf).__name__} ({leaf!r:.60}): keep what is no array "
+            "outside (Equinox: eqx.partition(module, eqx.is_inexact_array))",
+        )
+
+
 def check_floating(tree: Params, what: str) -> None:
-    """BadInput naming the first leaf that is not floating, or not finite; finiteness is not checked under jit."""
+    """BadInput naming the first leaf that is no floating array, or not finite; finiteness is not checked under jit."""
+    check_arrays(tree, what)
     for name, leaf in zip(names(tree), jax.tree.leaves(tree)):
         dtype = jnp.result_type(leaf)
         require(jnp.issubdtype(dtype, jnp.floating), f"{what} must be floating; {name} is {dtype}")

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
-    0: ("bounds", "callbacks", "convolution", "keys", "tree", "values"),
+    0: ("bounds", "callbacks", "convolution", "keys", "modes", "tree", "values"),
     1: ("adapters", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
@@ -22,7 +22,7 @@ ROOMS = ("bounds", "augment", "curvature", "nets", *FLOORS[3], "sources", "cli")
 KEEPERS = {
     "PIL": ("release", "sources"),
     "dp_accounting": ("bounds",),
-    "flax": ("models", "nets"),
+    "flax": ("models", "modes", "nets"),
     "grain": ("sources",),
     "matplotlib": ("report",),
     "orbax": ("checkpoint",),
