@@ -217,6 +217,21 @@ def check_whole(data: Dataset, classes: int) -> None:
     )
 
 
+def check_labels(labels: Array, outputs: int) -> None:
+    """BadInput for labels beyond the outputs of a network, or negative ones [N] (in rows [N, T] those do not count).
+
+    A loss of such a label is NaN, or the loss of another class.
+    """
+    found = np.asarray(labels)
+    least, largest = (int(found.min()), int(found.max())) if found.size else (0, 0)
+    require(
+        largest < outputs,
+        f"labels run to {largest}, but the network has {outputs} outputs, for labels 0..{outputs - 1}: build it with "
+        f"{largest + 1}, or number the labels from 0",
+    )
+    require(least >= 0 or found.ndim > 1, f"a label is {least}: labels are missing, or not numbered from 0")
+
+
 def check_covers(perturbation: Perturbation | None, data: Dataset) -> None:
     """BadInput when the perturbation was made for a smaller set; nothing is checked under jit."""
     if perturbation is not None and not isinstance(data.index, jax.core.Tracer):

@@ -42,9 +42,10 @@ def scan(
 
     Every step gets a batch that `draw` takes from the examples where `mask` [N], with `perturbation` joined. With
     `batch=None` it gets the whole set, for methods that draw their own batches.
-    Outside jit, raises BadInput for a mask without examples or noise for a smaller set.
+    Outside jit, raises BadInput for a mask without examples, noise for a smaller set, or data that the method refuses, such as
+    labels that the network has no outputs for.
     """
-    _check(data, batch, mask, perturbation)
+    _check(method, state, data, batch, mask, perturbation)
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
 
     def body(current, t):
@@ -63,7 +64,7 @@ def passes(
     In a vmap over masks, `scan` sorts at every step. `per_pass` is ceil(count / batch), the same for every mask of a vmap.
     Returns the state and each step's info, stacked [passes, per_pass].
     """
-    _check(data, batch, mask, perturbation)
+    _check(method, state, data, batch, mask, perturbation)
     to_draw, to_step = keys.named(key, "draw"), keys.named(key, "step")
     mask = jnp.ones(len(data.y), bool) if mask is None else mask
     count = mask.sum()
@@ -84,8 +85,11 @@ _chunk = jax.jit(scan, static_argnames=("method", "steps", "batch", "draw"))
 _passes = jax.jit(passes, static_argnames=("method", "passes", "batch", "per_pass"))
 
 
-def _check(data: Dataset, batch: int | None, mask: Array | None, perturbation: Perturbation | None) -> None:
-    """BadInput for a mask or a perturbation that cannot serve; their values are not known, so not checked, under jit."""
+def _check(
+    method: Method, state: Any, data: Dataset, batch: int | None, mask: Array | None, perturbation: Perturbation | None
+) -> None:
+    """BadInput for data, mask or perturbation that cannot serve; their values are not known, so not checked, under jit."""
+    _check_data(method, state, data)
     require(batch is not None or mask is None, "a mask chooses what batches are drawn from; with batch=None there are none")
     if mask is not None and not isinstance(mask, jax.core.Tracer):
         require(np.asarray(mask).any(), "the mask selects no example to draw batches from")
@@ -116,7 +120,7 @@ def run(
     infinite or NaN; it keeps the state before that chunk. Raises BadInput when `after` returns anything but `STOP`, None or False.
     """
     _check_grid(steps, every, start)
-    _check(data, batch, mask, perturbation)
+    _check(method, state, data, batch, mask, perturbation)
     how = {"batch": batch, "mask": mask, "perturbation": perturbation}
     per_pass = 0  # where whole passes are asked for, the examples are sorted once a pass
     if batch is not None and draw is sets.shuffled:
@@ -168,6 +172,7 @@ def stream(
             batch = next(incoming, None)
             require(batch is not None, f"the batches end before step {t}, of {steps}")
             sets.check_covers(perturbation, batch)  # type: ignore[arg-type]
+            _check_data(method, state, batch)  # type: ignore[arg-type]
             state, info = _fed(method, key, state, jax.device_put(batch), perturbation, jnp.asarray(t))
             jax.block_until_ready(infos[-1:])
             infos.append(info)
@@ -182,6 +187,12 @@ def stream(
 def _fed(method: Method, key: Key, state: Any, batch: Dataset, perturbation: Perturbation | None, t: Array):
     examples = sets.perturb(batch._replace(x=sets.floats(batch.x)), perturbation)
     return method.step(keys.at(keys.named(key, "step"), t), state, examples)
+
+
+def _check_data(method: Method, state: Any, data: Dataset) -> None:
+    check = getattr(method, "check", None)  # certified methods have none
+    if check is not None:
+        check(state, data)
 
 
 def _check_grid(steps: int, every: int, start: int) -> None:

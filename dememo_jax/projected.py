@@ -133,4 +133,8 @@ def within(
         inner = inner._replace(weights=inner.weights._replace(params=params))
         return state._replace(inner=inner), {**info, "distance": tree.distance(params, state.anchor)}
 
-    return Method(init, step)
+    def check(state: Any, data: Dataset) -> None:
+        if method.check is not None:
+            method.check(state.inner, data)
+
+    return Method(init, step, check)

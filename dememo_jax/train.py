@@ -1,6 +1,7 @@
 """Training as a method: descent, on augmented, mixed, worst-case or adversarial images, or under weight noise."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dememo_jax import data as sets
 from dememo_jax import keys, losses, projected, tree
 from dememo_jax.augment import Augment, Mix
-from dememo_jax.errors import require
-from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Weights
+from dememo_jax.errors import BadInput, require
+from dememo_jax.types import Array, Dataset, Key, Loss, Method, Model, Params, Weights
 
+EvalParams = Callable[[Any, Params], Params]  # state of an optimizer, params that are trained -> params to use
 View = Callable[[Key, Weights, Dataset], Array]  # the images of a batch as the network with those weights meets them
 # An optax transform, or how to make one when the number of steps is known, for rates that fall over a run.
 Optimiser: TypeAlias = optax.GradientTransformation | Callable[[int], optax.GradientTransformation]
@@ -30,10 +33,52 @@ def forward(model: Model, mode: str, weights: Weights, x: Array, key: Key) -> tu
     return model.fit(weights, x, key) if mode == "fit" else (model.apply(weights, x), weights)
 
 
-def update(tx: optax.GradientTransformation, grads: Any, opt: Any, weights: Weights) -> tuple[Weights, Any]:
-    """One optax step on the params; the statistics stay."""
-    updates, opt = tx.update(grads, opt, weights.params)
+def update(
+    tx: optax.GradientTransformation,
+    grads: Any,
+    opt: Any,
+    weights: Weights,
+    value: Array | None = None,
+    value_fn: Callable[[Params], Array] | None = None,
+) -> tuple[Weights, Any]:
+    """One optax step on the params; the statistics stay.
+
+    value, value_fn: the loss at these params, and as a function of the params on the same batch, for optimizers that look at
+    it (`optax.lbfgs`). BadInput for such an optimizer where they are not given.
+    """
+    how: dict[str, Any] = {} if value_fn is None else {"value": value, "grad": grads, "value_fn": value_fn}
+    try:
+        updates, opt = optax.with_extra_args_support(tx).update(grads, opt, weights.params, **how)
+    except TypeError as error:
+        if how or "missing" not in str(error):
+            raise
+        what = "this method gives an optimizer gradients alone, and this one looks at the loss too"
+        raise BadInput(f"{what} ({error}): take another, such as optax.sgd or optax.adamw") from error
     return weights._replace(params=optax.apply_updates(weights.params, updates)), opt
+
+
+def result(state: Any, eval_params: EvalParams | None = None) -> Weights:
+    """The weights to use of a state with `weights` and `opt`, such as those of `sgd` and of `unlearn.descent`.
+
+    Args:
+        state: The state.
+        eval_params: For optimizers that keep the params to use in their state, `(state of the optimizer, params) -> params`:
+            `optax.contrib.schedule_free_eval_params`. By default the params are those that are trained.
+    """
+    weights = state.weights
+    return weights if eval_params is None else weights._replace(params=eval_params(state.opt, weights.params))
+
+
+def _warn_of_averages(opt: Any) -> None:
+    def kept(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState)
+
+    if any(map(kept, jax.tree.leaves(opt, is_leaf=kept))):
+        warnings.warn(
+            "a schedule-free optimizer keeps the params to use in its state, and state.weights are others: give "
+            "eval_params=optax.contrib.schedule_free_eval_params, or use train.result(state, eval_params)",
+            stacklevel=3,
+        )
 
 
 # --- optimisers --------------------------------------------------------------------------------------------------
@@ -138,19 +183,21 @@ def sgd(
     mix: Mix | None = None,
     copies: int = 1,
     mode: str = "fit",
+    eval_params: EvalParams | None = None,
 ) -> Method:
     """Minibatch descent with any optax transform. `init(key, x)` for fresh weights, `start(tx, weights)` for given ones.
 
     The images are augmented, then attacked by the `adversary` (adversarial training), then mixed (mixup, cutmix: the
     loss is weighted between the labels of both). With `copies` above one, each example counts with the largest loss of
-    so many draws of all that (UEraser-max, Qin et al. 2023).
+    so many draws of all that (UEraser-max, Qin et al. 2023). eval_params: of `result`, for `finish(state)`, the weights to
+    use of an optimizer that keeps them in its state.
 
     Info: mean `loss` of the batch and its `accuracy` on the examples' own labels, before the step.
     """
     require(copies >= 1, f"copies must be at least 1, got {copies}")
 
     def init(key: Key, x: Array) -> TrainState:
-        return start(tx, model.init(key, x))
+        return start(tx, model.init(key, x), eval_params)
 
     def step(key: Key, state: TrainState, batch: Dataset) -> tuple[TrainState, dict[str, Array]]:
         to_meet, to_fit = jax.random.split(key)
@@ -175,10 +222,11 @@ def sgd(
             return each.mean(), (right.mean(), weights)
 
         (value, (accuracy, weights)), grads = jax.value_and_grad(objective, has_aux=True)(state.weights.params)
-        weights, opt = update(tx, grads, state.opt, weights._replace(params=state.weights.params))
+        weights = weights._replace(params=state.weights.params)
+        weights, opt = update(tx, grads, state.opt, weights, value, lambda params: objective(params)[0])
         return TrainState(weights, opt, state.step + 1), {"loss": value, "accuracy": accuracy}
 
-    return Method(init, step)
+    return Method(init, step, label_check(model, augment), functools.partial(result, eval_params=eval_params))
 
 
 def _meet(augment, adversary, mix, loss, key, weights, batch) -> tuple[Array, Callable[[Array], Array]]:
@@ -239,10 +287,37 @@ def weight_noise(
         state, (values, right) = jax.lax.scan(level, state, levels)
         return state._replace(step=state.step + 1), {"loss": values.mean(), "accuracy": right.mean()}
 
-    return Method(init, step)
+    return Method(init, step, label_check(model, None))
 
 
-def start(tx: optax.GradientTransformation, weights: Weights) -> TrainState:
+def start(tx: optax.GradientTransformation, weights: Weights, eval_params: EvalParams | None = None) -> TrainState:
     """The state that continues from given weights with a fresh optimiser; BadInput for weights that are no arrays."""
+    return TrainState(weights, begun(tx, weights, eval_params), jnp.zeros((), jnp.int32))
+
+
+def begun(tx: optax.GradientTransformation, weights: Weights, eval_params: EvalParams | None = None) -> Any:
+    """The state of a fresh optimizer; BadInput for weights that are no arrays.
+
+    Warns where the optimizer keeps the params to use in its state and nothing is said about them (`result`).
+    """
     tree.check_arrays(weights, "weights")
-    return TrainState(weights, tx.init(weights.params), jnp.zeros((), jnp.int32))
+    opt = tx.init(weights.params)
+    if eval_params is None:
+        _warn_of_averages(opt)
+    return opt
+
+
+def label_check(model: Model, augment: Augment | None) -> Callable[[Any, Dataset], None]:
+    """`check(state, data)`: BadInput for labels that the network has no outputs for, or that are negative."""
+
+    @jax.jit  # for its cache of traces; nothing is computed
+    def outputs(weights: Weights, x: Array) -> Array:
+        return model.apply(weights, x if augment is None else augment(jax.random.key(0), x))
+
+    def check(state: Any, data: Dataset) -> None:
+        if not isinstance(data.y, jax.core.Tracer):
+            dtype = jnp.float32 if data.x.dtype == jnp.uint8 else data.x.dtype
+            x = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), dtype)
+            sets.check_labels(data.y, outputs.eval_shape(state.weights, x).shape[-1])
+
+    return check

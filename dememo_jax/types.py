@@ -55,10 +55,14 @@ class Method(NamedTuple):
     """A resumable procedure: `init` makes a state of arrays only, `step(key, state, data)` advances it.
 
     The data of a step is a batch, or the whole set for methods that draw batches of their own.
+    `check(state, data)` raises BadInput for data that the method cannot learn from; drivers call it before any step, outside
+    jit. `finish(state)` gives the weights to use, where they are not `state.weights`.
     """
 
     init: Callable[..., Any]
     step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
+    check: Callable[[Any, Dataset], None] | None = None
+    finish: Callable[[Any], Weights] | None = None
 
 
 @dataclass(frozen=True)

@@ -185,3 +185,59 @@ def test_large_images_train():
     run = jax.jit(lambda state: loop.scan(method, KEY, state, images, steps=12, batch=8))
     _, info = run(method.init(KEY, images.x[:1]))
     assert info["loss"][-1] < 0.5 * info["loss"][0]
+
+
+# --- optimizers that look at the loss, and those that keep the params to use ------------------------------------------
+
+
+@pytest.mark.parametrize("tx", [optax.lbfgs(), optax.chain(optax.clip(1.0), optax.polyak_sgd(1.0))], ids=["lbfgs", "polyak"])
+def test_optimizers_that_look_at_the_loss_get_it(tx):
+    """Against the loop that optax documents, written for the bare function."""
+
+    def objective(params):
+        return (jax.nn.logsumexp(affine(params, BATCH.x), axis=1) - affine(params, BATCH.x)[jnp.arange(B), BATCH.y]).mean()
+
+    params = LINEAR.init(KEY, BATCH.x).params
+    opt = tx.init(params)
+    method = train.sgd(LINEAR, tx)
+    state, step = method.init(KEY, BATCH.x), jax.jit(method.step)
+    for _ in range(3):
+        value, grads = jax.value_and_grad(objective)(params)
+        updates, opt = tx.update(grads, opt, params, value=value, grad=grads, value_fn=objective)
+        params = optax.apply_updates(params, updates)
+        state, _ = step(KEY, state, BATCH)
+        np.testing.assert_allclose(state.weights.params["kernel"], params["kernel"], rtol=1e-3, atol=1e-4)
+
+
+def test_an_optimizer_that_looks_at_the_loss_is_refused_where_there_is_none():
+    method = train.weight_noise(LINEAR, optax.lbfgs(), sigmas=(0.1,), draws=1)
+    with pytest.raises(BadInput, match=r"value.*optax\.adamw"):
+        method.step(KEY, method.init(KEY, BATCH.x), BATCH)
+
+
+def test_the_weights_to_use_of_a_schedule_free_optimizer():
+    """y = (1 - b1) z + b1 x: what is trained is y, what is to be used is x (Defazio et al. 2024)."""
+    tx = optax.contrib.schedule_free_sgd(0.5, b1=0.8)
+    method = train.sgd(LINEAR, tx, eval_params=optax.contrib.schedule_free_eval_params)
+    state = jax.jit(method.init)(KEY, BATCH.x)
+    for _ in range(3):
+        state, _ = jax.jit(method.step)(KEY, state, BATCH)
+    y, z = (np.asarray(params["kernel"], np.float64) for params in (state.weights.params, state.opt.z))
+    np.testing.assert_allclose(method.finish(state).params["kernel"], (y - 0.2 * z) / 0.8, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(method.finish(state).params["kernel"], y, atol=1e-4)
+    assert method.finish(state).stats == ()
+    with pytest.warns(UserWarning, match="eval_params"):
+        train.start(optax.chain(optax.clip(1.0), tx), LINEAR.init(KEY, BATCH.x))
+
+
+def test_labels_beyond_the_outputs_are_refused_before_any_step():
+    method = train.sgd(LINEAR, optax.sgd(0.1))
+    state, many = method.init(KEY, BATCH.x), BATCH._replace(y=BATCH.y.at[2].set(K + 4))
+    silent = {"every": 2, "after": lambda *_: pytest.fail("took a step")}
+    for drive, how in ((loop.scan, {}), (loop.run, silent)):
+        with pytest.raises(BadInput, match=f"labels run to {K + 4}.*{K} outputs"):
+            drive(method, KEY, state, many, steps=2, batch=2, **how)
+        with pytest.raises(BadInput, match="a label is -1"):
+            drive(method, KEY, state, BATCH._replace(y=BATCH.y.at[2].set(-1)), steps=2, batch=2, **how)
+    with pytest.raises(BadInput, match="labels run to"):
+        loop.stream(method, KEY, state, lambda start: iter([BATCH, many]), steps=2, every=2, after=lambda *_: None)

@@ -188,3 +188,59 @@ def test_a_batch_is_no_whole_set(toy, forget):
     state = method.init(jax.random.key(0), trained(), toy, jnp.asarray(forget))
     with pytest.raises(BadInput, match="whole set of 24 examples, got 4: drive this method without batch="):
         scan(method, jax.random.key(1), state, toy, steps=1, batch=4)
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "steps"), [("finetune", 3), ("gradient_ascent", 3), ("retrain", 3)])
+def test_run_counts_its_own_steps(toy, forget, name, steps):
+    """Three epochs in batches of 18: the 18 retained examples are one batch, the 6 forgotten ones too."""
+    method, seen = method_of(name), []
+    found = unlearn.run(method, jax.random.key(5), trained(), toy, forget, epochs=3, after=lambda done, *_: seen.append(done))
+    assert seen == [1, 2, 3]
+    assert method.steps(int(forget.sum()), int((~forget).sum()), 3) == steps
+    state = begin(method, trained(), toy, forget)  # a full batch: whatever the key, the same examples
+    state, _ = scan(method, jax.random.key(1), state, toy, steps=steps)
+    np.testing.assert_allclose(found.params["w"], method.finish(state).params["w"], rtol=1e-5, atol=1e-6)
+
+
+def test_run_may_stop_and_refuses(toy, forget):
+    method, seen = method_of("finetune", batch=6), []
+    unlearn.run(method, jax.random.key(5), trained(), toy, forget, epochs=3, after=lambda n, *_: seen.append(n) or loop.STOP)
+    assert seen == [3]
+    for wrong, message in (
+        ({"epochs": 0}, "epochs"),
+        ({"forget": np.zeros(N, bool)}, "empty"),
+        ({"forget": np.array([3])}, "forget mask"),
+        ({"method": unlearn.output_perturbation(linear(), clip_init=1.0, sigma=0.1)}, "CertifiedMethod"),
+        ({"data": toy._replace(y=toy.y + 1)}, "labels run to 3"),
+    ):
+        given = {"method": method, "weights": trained(), "data": toy, "forget": forget, "epochs": 1} | wrong
+        with pytest.raises(BadInput, match=message):
+            unlearn.run(given.pop("method"), jax.random.key(5), given.pop("weights"), given.pop("data"), **given)
+
+
+def test_descent_takes_optimizers_that_look_at_the_loss_and_knows_the_weights_to_use(toy, forget):
+    def objective(params):
+        logits = linear().apply(Weights(params, ()), toy.x[~forget])
+        return losses.cross_entropy(logits, toy.y[~forget]).mean()
+
+    tx, params = optax.lbfgs(), trained().params
+    opt = tx.init(params)
+    for _ in range(2):
+        value, grads = jax.value_and_grad(objective)(params)
+        updates, opt = tx.update(grads, opt, params, value=value, grad=grads, value_fn=objective)
+        params = optax.apply_updates(params, updates)
+    found = unlearn.run(unlearn.finetune(linear(), tx, batch=18), jax.random.key(5), trained(), toy, forget, epochs=2)
+    np.testing.assert_allclose(found.params["w"], params["w"], rtol=1e-3, atol=1e-4)
+
+    averaged = unlearn.descent(
+        linear(), optax.contrib.schedule_free_sgd(0.5, b1=0.8), unlearn.Term("retain"), batch=18,
+        eval_params=optax.contrib.schedule_free_eval_params,
+    )  # fmt: skip
+    state, _ = scan(averaged, jax.random.key(1), begin(averaged, trained(), toy, forget), toy, steps=3)
+    y, z = (np.asarray(one["w"], np.float64) for one in (state.weights.params, state.opt.z))
+    np.testing.assert_allclose(averaged.finish(state).params["w"], (y - 0.2 * z) / 0.8, rtol=1e-5, atol=1e-6)
+    with pytest.warns(UserWarning, match="eval_params"):
+        begin(unlearn.finetune(linear(), optax.contrib.schedule_free_sgd(0.5)), trained(), toy, forget)

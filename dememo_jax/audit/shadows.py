@@ -220,7 +220,7 @@ def descended(method: Any, steps: int) -> Then:
     def then(key: Key, weights: Weights, data: Dataset, forget: Array) -> Weights:
         state = method.init(keys.named(key, "init"), weights, data, forget)
         state, _ = loop.scan(method, keys.named(key, "steps"), state, data, steps=steps)
-        return method.finish(state) if hasattr(method, "finish") else state.weights
+        return state.weights if getattr(method, "finish", None) is None else method.finish(state)
 
     return then
 

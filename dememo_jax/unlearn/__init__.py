@@ -4,6 +4,7 @@ from dememo_jax.bounds import published_sigma
 from dememo_jax.unlearn import ensemble, heads, langevin, sharded, shards
 from dememo_jax.unlearn.dampening import Dampening, dampen, importance, ssd
 from dememo_jax.unlearn.descent import Progress, Stage, Term, Unlearner, descent
+from dememo_jax.unlearn.drive import run
 from dememo_jax.unlearn.guarantees import COMPARATORS, MEANING, calibrate, calibrate_model_clipping, compose, in_words
 from dememo_jax.unlearn.heads import Released, certified_head
 from dememo_jax.unlearn.images import boundary_expand, boundary_shrink, unsir
@@ -85,6 +86,7 @@ __all__ = [
     "released",
     "retrain",
     "rewind",
+    "run",
     "salient",
     "salun",
     "scrub",

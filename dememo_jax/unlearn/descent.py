@@ -74,6 +74,7 @@ class Unlearner(NamedTuple):
     step: Callable[[Key, Any, Dataset], tuple[Any, Info]]
     steps: Callable[[int, int, int], int]  # examples to forget, examples to retain, epochs -> steps
     finish: Callable[[Any], Weights]
+    check: Callable[[Any, Dataset], None] | None = None
 
 
 def descent(
@@ -87,6 +88,7 @@ def descent(
     trainable: Callable[[Key, Weights, Dataset, Array], Params] | None = None,
     penalty: Callable[[Params, Array], Array] | None = None,
     prepare: Callable[[Key, Weights, Dataset, Array], Any] | None = None,
+    eval_params: train.EvalParams | None = None,
 ) -> Unlearner:
     """Descend through the stages in turn, round after round; a round is what the recipes call an epoch.
 
@@ -98,7 +100,7 @@ def descent(
     trainable(key, weights, data, forget): a tree of booleans, each broadcast to its leaf; weights where it is False
     never move, whatever weight decay and momentum want. fresh: begin at `model.init` wherever weights may move.
     penalty(params, step): added to the objective. prepare(key, weights, data, forget): arrays kept in `state.extra` for
-    samplers.
+    samplers. eval_params: of `train.result`, for `finish(state)`.
 
     init(key, weights, data, forget): `forget` is a mask [N] over `data`. step(key, state, data) gets the whole set. Info:
     the mean loss of each term, unweighted, such as `retain_loss`, numbered where several share a name; a term whose
@@ -125,13 +127,14 @@ def descent(
             random = model.init(keys.named(key, "weights"), data.x[:1])
             weights = random if moving is None else weights._replace(params=_where(moving, random.params, weights.params))
         counts, values = jnp.zeros(len(terms), jnp.int32), jnp.zeros(len(terms))
-        opt, order = tx.init(weights.params), keys.named(key, "order")
+        opt, order = train.begun(tx, weights, eval_params), keys.named(key, "order")
         return DescentState(weights, opt, forget, order, zero, zero, zero, zero, counts, values, shown, moving, extra)
 
     def step(key: Key, state: DescentState, data: Dataset) -> tuple[DescentState, Info]:
         return _step(plan, key, state, data)
 
-    return Unlearner(init, step, partial(_total, plan), lambda state: state.weights)
+    finish = partial(train.result, eval_params=eval_params)
+    return Unlearner(init, step, partial(_total, plan), finish, train.label_check(model, augment))
 
 
 # --- a step ------------------------------------------------------------------------------------------------------
@@ -157,14 +160,19 @@ def _step(plan: _Plan, key: Key, state: DescentState, data: Dataset) -> tuple[De
     forgotten = state.forget.sum()
     progress = Progress(state.step, state.round, forgotten, len(state.forget) - forgotten)
     belongs = [n for n, stage in enumerate(plan.stages) for _ in stage.terms]
-    branches = [
-        partial(_gradient, plan, [i for i, m in enumerate(belongs) if m == n], key, state, data, progress)
+    objectives = [
+        _objective(plan, [i for i, m in enumerate(belongs) if m == n], key, state, data, progress)
         for n in range(len(plan.stages))
     ]
-    # A single stage needs no switch, and a switch in a vmap would compute every branch.
-    chosen = branches[0] if len(branches) == 1 else partial(jax.lax.switch, state.stage, branches)
-    grads, (stats, latest) = chosen(state.weights.params)
-    weights, opt = train.update(plan.tx, grads, state.opt, state.weights._replace(stats=stats))
+
+    def at_work(functions):
+        # A single stage needs no switch, and a switch in a vmap would compute every branch.
+        return functions[0] if len(functions) == 1 else partial(jax.lax.switch, state.stage, functions)
+
+    gradients = [jax.value_and_grad(objective, has_aux=True) for objective in objectives]
+    (value, (stats, latest)), grads = at_work(gradients)(state.weights.params)
+    weights = state.weights._replace(stats=stats)
+    weights, opt = train.update(plan.tx, grads, state.opt, weights, value, lambda params: at_work(objectives)(params)[0])
     if state.trainable is not None:  # last of all, so that neither decay nor momentum moves the others
         weights = weights._replace(params=_where(state.trainable, weights.params, state.weights.params))
     drawn = state.drawn + (jnp.asarray(belongs) == state.stage)
@@ -172,8 +180,8 @@ def _step(plan: _Plan, key: Key, state: DescentState, data: Dataset) -> tuple[De
     return _advance(plan, state, progress), dict(zip(_names(plan.terms), latest))
 
 
-def _gradient(plan: _Plan, at_work: list[int], key: Key, state: DescentState, data: Dataset, progress: Progress, params):
-    """Gradient of the weighted sum of some of the terms, and with it the new statistics and everybody's latest losses."""
+def _objective(plan: _Plan, at_work: list[int], key: Key, state: DescentState, data: Dataset, progress: Progress):
+    """`params -> ` the weighted sum of some of the terms, and with it the new statistics and the latest loss of every term."""
 
     def objective(params):
         weights, total, latest = state.weights._replace(params=params), jnp.zeros(()), state.latest
@@ -184,7 +192,7 @@ def _gradient(plan: _Plan, at_work: list[int], key: Key, state: DescentState, da
             latest = latest.at[i].set(value)
         return total if plan.penalty is None else total + plan.penalty(params, state.step), (weights.stats, latest)
 
-    return jax.grad(objective, has_aux=True)(params)
+    return objective
 
 
 def _value(plan: _Plan, i: int, key: Key, state: DescentState, data: Dataset, weights: Weights) -> tuple[Array, Weights]:

@@ -44,7 +44,11 @@ def keeping(method: Unlearner, epochs: int) -> Unlearner:
     def finish(state: KeptState) -> Weights:
         return method.finish(state.inner)
 
-    return Unlearner(init, step, method.steps, finish)
+    def check(state: Any, data: Dataset) -> None:
+        if method.check is not None:
+            method.check(state.inner, data)
+
+    return Unlearner(init, step, method.steps, finish, check)
 
 
 def rewind(model: Model, method: Unlearner, state: KeptState, forgotten: Dataset, held_out: Dataset) -> Rewound:
