@@ -315,7 +315,7 @@ def label_check(model: Model, augment: Augment | None) -> Callable[[Any, Dataset
         return model.apply(weights, x if augment is None else augment(jax.random.key(0), x))
 
     def check(state: Any, data: Dataset) -> None:
-        if not isinstance(data.y, jax.core.Tracer):
+        if data.y is not None and not isinstance(data.y, jax.core.Tracer):
             dtype = jnp.float32 if data.x.dtype == jnp.uint8 else data.x.dtype
             x = jax.ShapeDtypeStruct((1, *data.x.shape[1:]), dtype)
             sets.check_labels(data.y, outputs.eval_shape(state.weights, x).shape[-1])
