@@ -224,11 +224,7 @@ def check_labels(labels: Array, outputs: int) -> None:
     """
     found = np.asarray(labels)
     least, largest = (int(found.min()), int(found.max())) if found.size else (0, 0)
-    require(
-        largest < outputs,
-        f"labels run to {largest}, but the network has {outputs} outputs, for labels 0..{outputs - 1}: build it with "
-        f"{largest + 1}, or number the labels from 0",
-    )
+    values.check_outputs(largest, outputs)
     require(least >= 0 or found.ndim > 1, f"a label is {least}: labels are missing, or not numbered from 0")
 
 

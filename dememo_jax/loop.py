@@ -117,7 +117,8 @@ def run(
 
     Chunks lie on a fixed grid, so a run resumed from any chunk's state goes through the same programs to the same
     bits. Raises NonFinite, before `after` sees the state, when a reported quantity, or the state that a chunk leaves, is
-    infinite or NaN; it keeps the state before that chunk. Raises BadInput when `after` returns anything but `STOP`, None or False.
+    infinite or NaN; it keeps the state before that chunk. Raises BadInput when `after` returns anything but `STOP`, None
+    or False.
     """
     _check_grid(steps, every, start)
     _check(method, state, data, batch, mask, perturbation)

@@ -165,8 +165,11 @@ def test_labels_without_an_output():
     weights = narrow.init(KEY, data.x)
     with pytest.raises(BadInput, match="labels run to 3, and the network has 3 outputs"):
         evaluate.accuracy(*models.freeze(narrow, weights), data)
+    with pytest.raises(BadInput, match="labels run to 3, and the network has 3 outputs"):
+        run(data, narrow, steps=9)  # before any step
+    bare = train.sgd(narrow, optax.sgd(0.1))._replace(check=None)
     with pytest.raises(NonFinite, match=r"labels run to 3: has the network an output for each"):
-        run(data, narrow, steps=9)
+        loop.run(bare, KEY, bare.init(KEY, data.x), data, steps=9, every=3, batch=4, after=lambda *_: None)
     grown = sets.make(1e4 * TABLE, Y, box=None)
     with pytest.raises(NonFinite) as diverged:
         loop.run(train.sgd(linear(), optax.sgd(1e36)), KEY, SGD.init(KEY, grown.x), grown, steps=50, every=1, batch=4,
