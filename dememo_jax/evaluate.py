@@ -78,7 +78,11 @@ def check_answers(logits: Array) -> None:
 
 
 def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
-    """Share of examples that the network gets right. NonFinite as `correct`."""
+    """Share of examples that the network gets right.
+
+    Raises BadInput for no examples, of which there is no such share; NonFinite as `correct`.
+    """
+    require(len(data.y), "there are no examples to measure an accuracy on")
     return correct(apply, params, data, batch=batch).mean()
 
 

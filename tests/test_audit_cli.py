@@ -8,7 +8,7 @@ import pytest
 from commands import inside, result
 
 from dememo_jax import audit, cli
-from dememo_jax.cli import configs
+from dememo_jax.cli import configs, memberships, recovering
 
 COMPARED = ("u-lira", "klom", "epsilon", "two-sided", "relative")
 
@@ -53,6 +53,14 @@ def test_one_model_and_its_reference(root, tmp_path, capsys):
     assert all(r["oracle"] >= r["chosen"] for r in values["random"])
     assert set(values["relearning"]) == {"this model", "retrained"}
     said = capsys.readouterr().out
+    section = result(tmp_path / "a")["sections"][0]
+    assert section["summary"].startswith(f"class 3: {values['verdict']}; recovery")
+    assert section["tables"][0]["title"] == "Recovery in a ball of weights"  # the page leads with it
+    (signals,) = [table for table in section["tables"] if table["title"] == "Signals of one model"]
+    assert signals["columns"] == ["attack", "model", "area"]  # 46 unseen images are too few for either rate
+    assert "46 unseen images, too few for rates at 1.0% and 0.1%, which need 100 and 1,000" in signals["note"]
+    (curve,) = [plot for plot in section["plots"] if plot["name"] == "roc-signals"]
+    assert min(x for _, xs, _ in curve["series"] for x in xs) >= 1 / 46 - 1e-9
     assert "Thresholds of each class" in said
     assert (tmp_path / "a" / "roc-signals.png").exists()
 
@@ -146,12 +154,101 @@ def test_examples_of_all_classes_and_a_whole_training_set(root, tmp_path):
     assert values["recovery"][0]["only"] == "Dense_1"
 
 
+def bars(n, seed):
+    """Images with a bright bar whose place says the class, one of four."""
+    random, labels = np.random.default_rng(seed), np.arange(n) % 4
+    x = random.integers(0, 60, (n, 8, 8, 1))
+    for image, label in zip(x, labels):
+        image[2 * label : 2 * label + 2] += 150
+    return x.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory):
+    """A model that is right on everything and forgot class 3, which has no test images; one with a single test image."""
+    folder = tmp_path_factory.mktemp("easy")
+    (x, y), (xt, yt) = bars(80, 1), bars(40, 2)
+    np.savez(folder / "n.npz", x_train=x, y_train=y, x_test=xt[yt != 3], y_test=yt[yt != 3])
+    np.savez(folder / "o.npz", x_train=x, y_train=y, x_test=xt[:1], y_test=yt[:1])
+    how = ("--model", "mlp", "--batch", 16)
+    assert inside("train", "--data", folder / "n.npz", "--run", folder / "v", "--epochs", 12, *how) == 0
+    assert inside("train", "--data", folder / "o.npz", "--run", folder / "o", "--epochs", 1, *how) == 0
+    forget = ("--method", "finetune", "--epochs", 1, "--forget-class", 3)
+    assert inside("unlearn", "--from", folder / "v", "--run", folder / "u", *forget) == 0
+    return folder
+
+
+def test_a_model_that_is_right_on_everything_costs_a_dash(easy, tmp_path):
+    asked = ("--attack", "sok", "signals", "thresholds", "--target-class", 0)
+    assert inside("audit", "--from", easy / "v", "--run", tmp_path / "a", *asked) == 0
+    done = result(tmp_path / "a")
+    tables = {table["title"]: table for table in done["sections"][0]["tables"]}
+    assert set(tables) == {"Membership inference", "Signals of one model", "Thresholds of each class"}
+    rows = {row[0]: row[2:] for row in tables["Thresholds of each class"]["rows"]}
+    assert rows["correctness"] == [None, None]
+    assert all(None not in rates for name, rates in rows.items() if name != "correctness")
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "sentence"),
+    [
+        ("u", "--attack recovery", "class 3 has no test images to measure recovery on"),
+        ("u", "--attack random relearn", "class 3 has no test images to measure random, relearn on"),
+        ("u", "--attack signals", "class 3 has no test images"),
+        ("u", "--attack lira rmia", "class 3 has no test images"),
+        ("o", "--attack lira --shadows 8", "lira need two test images or more"),
+        (
+            "o",
+            "--attack recovery --hint-share 0.001",
+            "--hint-share 0.001 of 80 examples is no example at all; raise it to 0.0125",
+        ),
+    ],
+)
+def test_empty_parts_are_one_sentence_before_any_work(easy, tmp_path, capsys, source, asked, sentence):
+    assert inside("audit", "--from", easy / source, "--run", tmp_path / "N", *asked.split()) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "N").exists()
+
+
+def curve(*accuracy, radius=0.4):
+    return audit.Recovery(radius, "ball", "frozen", 10, accuracy, (0.1,) * len(accuracy))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        ([curve(0.0, 0.2, 0.6)], [curve(0.0, 0.0, 0.4)], "not forgotten: back to 0.5 after 2 epochs at radius 0.4"),
+        ([curve(0.0, 0.6, 0.6)], [curve(0.0, 0.0, 0.9)], "not forgotten: back to 0.5 after 1 epoch at radius 0.4"),
+        ([curve(0.88, 0.9)], [curve(0.0, 0.9)], "not forgotten: at 0.880 before any attack, retraining at 0.000"),
+        ([curve(0.0, 0.1)], [curve(0.0, 0.9)], "harder to bring back than retraining: not in 1 epoch at radius 0.4"),
+        ([curve(0.0, 0.9)], [curve(0.0, 0.8)], "as retraining: both back to 0.5 after 1 epoch at radius 0.4"),
+        ([curve(0.0, 0.1), curve(0.0, 0.9, radius=0.8)], [curve(0.0, 0.2), curve(0.0, 0.3, radius=0.8)],
+         "not forgotten: back to 0.5 after 1 epoch at radius 0.8"),
+    ],
+)  # fmt: skip
+def test_verdict_is_recovery_against_retraining(mine, theirs, expected):
+    assert recovering.verdict(mine, theirs, 0.5).startswith(expected)
+
+
+def test_curves_end_at_one_false_alarm():
+    random = np.random.default_rng(0)
+    scores, members = np.concatenate([random.normal(1, 1, 300), random.normal(0, 1, 46)]), np.arange(346) < 300
+    false, true = memberships._curve(scores, members)
+    for x, y in zip(false, true):
+        strangers, alarms = np.append(np.sort(scores[~members])[::-1], -np.inf), round(46 * x)
+        assert alarms >= 1
+        assert y == pytest.approx((scores[members] > strangers[alarms]).mean())
+    assert (min(false), max(false), max(true)) == (pytest.approx(1 / 46), 1.0, 1.0)
+
+
 REFUSED = {
     "attack": ("--attack magic", "magic"),
     "few shadows": ("--attack lira --shadows 4", "--shadows must be at least 8"),
     "no unlearning": ("--from V/victim --attack klom", "--from must be an unlearn run"),
     "retraining": ("--from V/rt --attack relative", "this run is a retraining"),
     "radius": ("--radii 0.4 -1", "--radii must be positive"),
+    "radius twice": ("--radii 0.4 0.8 0.4", "radii names [0.4] twice"),
+    "attack twice": ("--attack sok signals sok", "attack names ['sok'] twice"),
     "goal": ("--attack relearn --goal 1.5", "--goal is an accuracy in (0, 1]"),
     "alpha": ("--alpha 1", "--alpha must lie strictly between 0 and 1"),
     "leaf": ("--only nothing", "no leaf matches 'nothing'"),

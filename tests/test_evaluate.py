@@ -100,3 +100,8 @@ def test_a_network_without_answers_is_no_network_that_forgot():
         with pytest.raises(NonFinite, match="1 of 4"):
             evaluate.accuracy(apply, bad, data)
         assert jax.jit(lambda bad: evaluate.accuracy(apply, bad, data))(bad) == 0.75  # under jit nothing is known
+
+
+def test_no_examples_have_no_accuracy():
+    with pytest.raises(BadInput, match="no examples"):
+        evaluate.accuracy(network, PARAMS, jax.tree.map(lambda part: part[:0], DATA))

@@ -175,11 +175,14 @@ def test_nobody_is_called_where_that_is_best():
             assert not audit.called_members(found, (part, labels))[name].any()
 
 
-def test_signals_that_are_all_alike_are_refused():
+def test_signals_that_are_all_alike_have_no_threshold_and_cost_the_others_nothing():
     logits, labels = known(24)[0]
-    right = np.where(np.eye(K, dtype=bool)[labels], 99.0, logits)  # everyone is right
-    with pytest.raises(BadInput, match="correctness is the same"):
-        audit.class_thresholds((right, labels), (right, labels), K)
+    right = np.where(np.eye(K, dtype=bool)[labels], logits.max(axis=1, keepdims=True) + 1, logits)  # everyone is right
+    found = audit.class_thresholds((right, labels), (right[::-1], labels[::-1]), K)
+    assert [name for name in SIGNALS if found[name] is None] == ["correctness"]
+    called = audit.called_members(found, (right, labels))
+    assert [name for name in SIGNALS if called[name] is None] == ["correctness"]
+    assert all(called[name].shape == labels.shape for name in SIGNALS[1:])
     for member, nonmember in (((logits[:0], labels[:0]), (logits, labels)), ((logits, labels), (logits[:0], labels[:0]))):
         with pytest.raises(BadInput):
             audit.class_thresholds(member, nonmember, K)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -79,6 +80,30 @@ def test_default_optimiser_clips_decays_and_has_momentum():
         velocity = 0.9 * velocity + clipped + 5e-4 * position
         np.testing.assert_allclose(updates["w"], -0.01 * velocity, rtol=1e-5)
         position = position - 0.01 * velocity
+
+
+def test_published_rate_falls_by_a_cosine_after_every_epoch(digits, forgetful):
+    epochs, steps = 5, 3
+    rates = [0.01 * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs) for _ in range(steps)]
+    tx, w = audit.recovery.default_tx(schedule="cosine", epochs=epochs, per_epoch=steps), {"w": jnp.asarray([3.0])}
+    state, velocity = tx.init(w), 0.0
+    for rate in rates:
+        updates, state = tx.update({"w": jnp.asarray([2.0])}, state, w)
+        velocity = 0.9 * velocity + 2.0 + 5e-4 * 3.0
+        np.testing.assert_allclose(updates["w"], -rate * velocity, rtol=1e-5)
+    hints = np.arange(len(digits[0].y)) < 128  # two batches an epoch
+    table = jnp.asarray([0.01 * (1 + math.cos(math.pi * epoch / 3)) / 2 for epoch in range(3) for _ in range(2)])
+    by_hand = optax.chain(optax.clip_by_global_norm(5.0), optax.add_decayed_weights(5e-4), optax.sgd(lambda t: table[t], 0.9))
+    named, given, constant = (
+        recovered(digits, forgetful, hints=hints, **how)
+        for how in ({"tx": None, "schedule": "cosine"}, {"tx": by_hand}, {"tx": None})
+    )
+    assert named.accuracy == given.accuracy
+    np.testing.assert_allclose(named.distance, given.distance, rtol=1e-5)
+    assert constant.distance[-1] > 1.2 * named.distance[-1]
+    for wrong in ({"tx": by_hand, "schedule": "cosine"}, {"tx": None, "schedule": "step"}):
+        with pytest.raises(BadInput, match="schedule"):
+            recovered(digits, forgetful, hints=hints, **wrong)
 
 
 def test_curves_of_the_ball_and_the_sphere(digits, forgetful):

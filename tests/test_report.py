@@ -116,6 +116,33 @@ class Links(HTMLParser):
         self.words.append(data)
 
 
+def figure_of(plot, monkeypatch):
+    kept = []
+    monkeypatch.setattr(report, "_png", lambda figure: kept.append(figure) or b"")
+    report._draw.__wrapped__(plot)
+    return kept[0]
+
+
+def test_axes_of_a_roc_have_the_ticks_of_their_decades(monkeypatch):
+    line = ("this model", (0.02, 0.1, 1.0), (0.1, 0.5, 1.0))
+    (axes,) = figure_of(report.Plot("roc", "A ROC", "x", "y", (line,), scale="roc"), monkeypatch).axes
+    assert axes.get_xlim() == (0.01, 1.0)
+    shown = [tick for tick in axes.get_xticks() if 0.01 <= tick <= 1]
+    assert shown == pytest.approx([0.01, 0.1, 1.0])
+
+
+def test_bands_and_ticks(monkeypatch):
+    band = ("this model: bounds", (0.01, 0.1), (0.2, None), (0.6, None))
+    plot = report.Plot("b", "Bounds", "eta", "accuracy", (("this model: draws", (0.0, 0.0), (0.3, 0.5)),), bands=(band,),
+                       ticks=(0.0, 0.01, 0.1))  # fmt: skip
+    (axes,) = figure_of(plot, monkeypatch).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.01", "0.1"]
+    assert len(axes.collections) == 1
+    assert {line.get_color() for line in axes.lines} == {"C0"}
+    told = report.Section("t", "s", plots=(plot,))
+    assert report.section(json.loads(report.to_json(told))) == told
+
+
 def test_page_needs_nothing_else(tmp_path):
     grid = report.image_grid([("row", np.zeros((1, 3, 3, 1)))], ["column"])
     (tmp_path / "grid.png").write_bytes(grid)

@@ -88,28 +88,33 @@ def sequence_signals(logits, tokens, *, share: float = 0.2) -> dict[str, np.ndar
     }
 
 
-def class_thresholds(member, nonmember, classes: int) -> dict[str, np.ndarray]:
+def class_thresholds(member, nonmember, classes: int) -> dict[str, np.ndarray | None]:
     """For each of the `signals` and each class the threshold that tells known members from non-members best, [K].
 
     Song and Mittal 2021: it maximises (true-positive + true-negative rate) / 2 among the examples of the class. A class that
-    lacks examples of either kind, or whose signals are all equal, gets the threshold of all classes together. member and
-    nonmember are (logits, labels) of known examples, none of which should be among those that are judged.
+    lacks examples of either kind, or whose signals are all equal, gets the threshold of all classes together. A signal that
+    is the same for all known examples, as correctness of a model that is always right, has none: None. member and nonmember
+    are (logits, labels) of known examples, none of which should be among those that are judged. Raises BadInput for an
+    empty set, and as `signals`.
     """
+    require(len(member[1]) and len(nonmember[1]), "thresholds need at least one known member and one known non-member")
     known = [(signals(*part), np.asarray(part[1])) for part in (member, nonmember)]
-    found = {}
+    found: dict[str, np.ndarray | None] = {}
     for name in known[0][0]:
         sides = [(values[name], labels) for values, labels in known]
         usual = _threshold(*(values for values, _ in sides))
         each = [_threshold(*(values[labels == k] for values, labels in sides)) for k in range(classes)]
-        found[name] = np.array([usual if one is None else one for one in each], np.float64)
-        require(np.isfinite(found[name]).all(), f"{name} is the same for all known examples: there is nothing to fit")
+        found[name] = None if usual is None else np.array([usual if one is None else one for one in each], np.float64)
     return found
 
 
-def called_members(thresholds: dict[str, np.ndarray], target) -> dict[str, np.ndarray]:
-    """Which examples of target = (logits, labels) each attack of `class_thresholds` calls members, name -> bool [B]."""
-    labels = np.asarray(target[1])
-    return {name: values >= thresholds[name][labels] for name, values in signals(*target).items()}
+def called_members(thresholds: dict[str, np.ndarray | None], target) -> dict[str, np.ndarray | None]:
+    """Which examples of target = (logits, labels) each attack of `class_thresholds` calls members, name -> bool [B].
+
+    None for a signal without thresholds.
+    """
+    labels, values = np.asarray(target[1]), signals(*target)
+    return {name: None if at is None else values[name] >= at[labels] for name, at in thresholds.items()}
 
 
 def _threshold(member: np.ndarray, nonmember: np.ndarray) -> float | None:

@@ -35,6 +35,7 @@ def random_search(
     Arguments as `recover`; `how` goes to `montecarlo.scores` (strategy, over, after). Raises BadInput as they do.
     """
     require(0 < radius < float("inf"), f"the radius must be positive and finite, got {radius}")
+    require(len(evaluation.y), "there are no examples to measure a point on")
     held = np.asarray(hint_mask(hints, len(data.y)))
     apply, params = models.freeze(model, weights)
     hinted = Dataset(*(part[np.flatnonzero(held)] for part in data))
@@ -74,6 +75,7 @@ def relearn(
     """
     require(0 < goal <= 1, f"the goal is an accuracy in (0, 1], got {goal}")
     require(most >= every >= 1, f"need most >= every >= 1, got {most} and {every}")
+    require(len(evaluation.y), "there are no examples to measure relearning on")
     held = hint_mask(hints, len(data.y))
     tx = default_tx() if tx is None else tx
 

@@ -10,7 +10,7 @@ from dememo_jax.cli import cohorts, lineage, memberships, recovering, runs, sele
 from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.runs import positive
 from dememo_jax.cli.selection import Target
-from dememo_jax.errors import require
+from dememo_jax.errors import distinct, require
 from dememo_jax.report import Section
 
 
@@ -47,6 +47,7 @@ def audit_model(config: Audit) -> dict:
 def _case(config: Audit) -> tuple[Case, dict[str, str]]:
     """Everything checked, before any work."""
     require(config.attack, "name at least one --attack")
+    distinct(attack=config.attack, radii=config.radii)
     for radius in config.radii:
         positive(radii=radius)
     positive(epochs=config.epochs, batch=config.batch, lr=config.lr, draws=config.draws, shadows=config.shadows,
@@ -64,6 +65,7 @@ def _case(config: Audit) -> tuple[Case, dict[str, str]]:
     digests = {"source_digest": base.digest} | ({"reference_digest": reference.digest} if reference else {})
     case = Case(config, base, reference, target, hints, key)
     recovering.check(case)
+    memberships.check(case)
     cohorts.check(case)
     if config.certificate is not None:
         digests["certificate_digest"] = runs.digest((config.certificate / runs.RESULT).read_bytes())
@@ -78,5 +80,5 @@ def _retrained(base: lineage.Trained, folder: Path, mask: np.ndarray) -> lineage
     return other
 
 
-WORK = (memberships.alone, memberships.with_shadows, cohorts.distributions, recovering.recovered)
+WORK = (recovering.recovered, memberships.alone, memberships.with_shadows, cohorts.distributions)  # as the page has it
 STAGES = {Audit: audit_model}

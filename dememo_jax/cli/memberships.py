@@ -7,24 +7,51 @@ import numpy as np
 from dememo_jax import audit, bounds, evaluate, keys
 from dememo_jax import data as sets
 from dememo_jax.cli import cohorts, lineage
+from dememo_jax.cli.cohorts import SHADOWED
 from dememo_jax.cli.parts import REFERENCE, THIS, Part, limits, models_of
+from dememo_jax.errors import require
 from dememo_jax.report import Cell, Plot, Table
 
 FPRS = (0.01, 0.001)
 SIDES = {"familiar": 1, "strange": -1}
 SOK = (
     "Share of the clean training images in question that an attack calls members. No false-positive control: only the gap "
-    "to a model retrained without them means anything."
+    "to a model retrained without them means anything. A gap above zero says that it remembers, below zero that it over-"
+    "forgets; gaps of both signs decide nothing, and correctness is little more than plain accuracy."
 )
 RANKED = (
     "Area: chance that an example in question looks more like a member than an unseen test image of the same classes; 0.5 "
     "tells nothing. Familiar: share of them above a threshold that so many unseen images pass (too well remembered); "
-    "strange: the same at the other end (over-unlearned). Limits at {level:.0%} confidence; a dash where there are too few "
-    "unseen images ({count:,}) to tell. Only the gap to the retrained model means anything."
+    "strange: the same at the other end (over-unlearned). Limits at {level:.0%} confidence. Only the gap to the retrained "
+    "model means anything."
 )
 
 
 # --- one model ---------------------------------------------------------------------------------------------------
+
+
+def check(case) -> None:
+    """BadInput for parts of the data that are too small for an attack, before any work."""
+    asked, target = set(case.config.attack), case.target
+    require("sok" not in asked or len(case.base.test.y), "sok needs test images as non-members; there are none")
+    ranked, shadowed = (", ".join(sorted(asked & names)) for names in ({"signals", "thresholds", *SHADOWED}, set(SHADOWED)))
+    other = "name another --target-class or other attacks"
+    unseen = f"{target.name} has no test images, so {ranked} cannot hold its examples against unseen ones; {other}"
+    require(not ranked or target.unseen.any(), unseen)
+    joined = _joined(len(target.unseen))
+    halves = (
+        f"{shadowed} need two test images or more, one half for shadow models and one half unseen by all; got {len(joined)}"
+    )
+    require(not shadowed or not joined.all(), halves)
+    even = (
+        f"{shadowed} need a test image of {target.name} at an even index, which shadow models may see; there is none; {other}"
+    )
+    require(not shadowed or (joined & target.unseen).any(), even)
+
+
+def _joined(count: int) -> np.ndarray:
+    """Test images [N'] that shadow models may be trained on, unseen by the models in question; the others are strangers."""
+    return np.arange(count) % 2 == 0
 
 
 def alone(case) -> list[Part]:
@@ -65,6 +92,8 @@ def _sok(case, outputs: dict[str, dict[str, np.ndarray]]) -> Part:
     sign = "+" if REFERENCE in found else ""
     said = f"{'membership gap to retraining' if sign else 'membership scores'}: "
     said += ", ".join(f"{name} {value:{sign}.3f}" for name, value in scores.items())
+    if sign and min(scores.values()) < -0.05 and max(scores.values()) > 0.05:
+        said += " (of both signs, which decides nothing)"
     return Part({"membership": scores}, (Table("Membership inference", ("model", *scores), tuple(rows), SOK),), (), said)
 
 
@@ -90,21 +119,32 @@ def _ranked(case, name: str, title: str, scores: Scored, plot: str) -> Part:
     rows: list[tuple[Cell, ...]] = []
     values: dict[str, dict[str, Any]] = {}
     curves = []
+    counts = [len(part) for part in next(iter(scores.values()))]
+    told = [fpr for fpr in FPRS if counts[1] >= 1 / fpr - 1e-9]  # at which the unseen images are enough for a rate
     for (attack, model), (inside, outside) in scores.items():
         both, members = np.concatenate([inside, outside]), np.repeat([True, False], [len(inside), len(outside)])
         if np.ptp(both) == 0:
-            rows.append((attack, model, "no two differ", *[None] * 4))
+            rows.append((attack, model, "no two differ", *[None] * (2 * len(told))))
             continue
         area = bounds.auc(both, members, alpha=alpha)
         ends = {side: [bounds.tpr_at(sign * both, members, fpr, alpha=alpha) for fpr in FPRS] for side, sign in SIDES.items()}
         values[f"{attack}, {model}"] = {"area": area, **ends}
-        rows.append((attack, model, limits(area), *(_rate(point) for side in ends.values() for point in side)))
+        rows.append(
+            (attack, model, limits(area), *(_rate(point) for side in ends.values() for point in side if point.fpr in told))
+        )
         if attack == plot:
             curves.append((model, *_curve(both, members)))
-    columns = ("attack", "model", "area", *(f"{side} at {fpr:.1%}" for side in SIDES for fpr in FPRS))
-    counts = [len(part) for part in next(iter(scores.values()))]
-    note = RANKED.format(level=1 - alpha, count=counts[1]) + f" {counts[0]:,} examples in question."
-    roc = Plot(f"roc-{name}", f"{title}: {plot}", "false-positive rate", "true-positive rate", tuple(curves), scale="roc")
+    columns = ("attack", "model", "area", *(f"{side} at {fpr:.1%}" for side in SIDES for fpr in told))
+    note = RANKED.format(level=1 - alpha) + f" {counts[0]:,} examples in question, {counts[1]:,} unseen images"
+    missing = [fpr for fpr in FPRS if fpr not in told]
+    if missing:
+        needed = " and ".join(f"{round(1 / fpr):,}" for fpr in missing)
+        note += f", too few for rates at {' and '.join(f'{fpr:.1%}' for fpr in missing)}, which need {needed}"
+    note += "."
+    roc = Plot(
+        f"roc-{name}", f"{title}: {plot}", "false-positive rate", "true-positive rate", tuple(curves),
+        f"From a false-positive rate of 1 in {min(counts[1], 1000):,} on: what lies below cannot be told.", scale="roc",
+    )  # fmt: skip
     found = {model: values.get(f"{plot}, {model}") for model in (THIS, REFERENCE)}
     said = ", ".join(f"{limits(one['area'])} ({model})" for model, one in found.items() if one)
     plots = (roc,) if curves else ()
@@ -116,11 +156,12 @@ def _rate(point: bounds.Operating) -> Cell:
 
 
 def _curve(scores: np.ndarray, members: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """At most 200 points of a ROC, evenly spread on the logarithmic axis."""
+    """At most 200 points of a ROC, evenly spread on the logarithmic axis from one false alarm on."""
     false, true, _ = bounds.roc(scores, members)
-    at = np.unique(np.searchsorted(false, np.geomspace(1e-3, 1, 200), side="right") - 1)
-    at = at[true[at] > 0]  # what a logarithmic axis can show
-    return tuple(np.maximum(false[at], 1e-3).tolist()), tuple(true[at].tolist())
+    least = max(1e-3, 1 / int((~members).sum()))
+    at = np.unique(np.searchsorted(false, np.geomspace(least, 1, 200) * (1 + 1e-9), side="right") - 1)
+    at = at[(true[at] > 0) & (false[at] >= least * (1 - 1e-9))]  # what a logarithmic axis can show, and the scores can tell
+    return tuple(false[at].tolist()), tuple(true[at].tolist())
 
 
 def _thresholds(case, outputs: dict[str, dict[str, np.ndarray]]) -> Part:
@@ -141,13 +182,14 @@ def _thresholds(case, outputs: dict[str, dict[str, np.ndarray]]) -> Part:
         called = audit.called_members(thresholds, (out["seen"][judged], labels[judged]))
         wrongly = audit.called_members(thresholds, (out["test"][rest], tested[rest]))
         for signal, hits in called.items():
-            counts = [(int(part.sum()), len(part)) for part in (hits, wrongly[signal])]
+            counts = [(0, 0) if part is None else (int(part.sum()), len(part)) for part in (hits, wrongly[signal])]
             rates = [bounds.Estimate(k / n, *bounds.clopper_pearson(k, n, case.config.alpha)) if n else None for k, n in counts]
             values[f"{signal}, {name}"] = rates
             rows.append((signal, name, *(None if rate is None else limits(rate) for rate in rates)))
     note = (
         "A threshold for each class, from retained training images against half of the test images (Song and Mittal 2021). "
-        "Called members: of the examples in question, and of the other half of the test images of their classes."
+        "Called members: of the examples in question, and of the other half of the test images of their classes. A dash: the "
+        "signal is the same for all known examples, or there are none to judge."
     )
     columns = ("attack", "model", "called members", "of unseen images")
     return Part({"thresholds": values}, (Table("Thresholds of each class", columns, tuple(rows), note),))
@@ -163,7 +205,7 @@ def with_shadows(case) -> list[Part]:
         return []
     base, key = case.base, keys.named(case.key, "pool")
     tested = np.asarray(base.test.y)
-    joined = np.arange(len(tested)) % 2 == 0  # unseen by the models in question, seen by some shadows; the others are strangers
+    joined = _joined(len(tested))
     pool = sets.joined(base.seen, sets.select(base.test, joined))
     strangers = sets.select(base.test, ~joined)
     masks = cohorts.pool_masks(case, len(pool.y), int(joined.sum()))

@@ -39,12 +39,14 @@ class Audit:
     epochs: int = 60
     batch: int = 128
     lr: float = 0.01
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Rate of the recovery attack: constant is the stronger attack, cosine (to 0, after every epoch) the published one."""
     statistics: Literal["frozen", "fit"] = "frozen"
     """Batch-norm statistics while attacking; fit is what the published code does."""
     shape: Literal["ball", "sphere"] = "ball"
     """sphere is what the published code does."""
     goal: float = 0.5
-    """relearn: the accuracy to come back to."""
+    """The accuracy that counts as having come back, in the verdict on recovery and for relearn."""
     draws: int = 1000
     """random: points. With --certificate: neighbours of each attacked model."""
     certificate: Annotated[Path | None, arg(metavar="RUN")] = None

@@ -16,6 +16,7 @@ from dememo_jax.errors import require
 from dememo_jax.report import Cell, Plot, Table
 from dememo_jax.types import Dataset, Weights
 
+ATTACKS = {"recovery", "random", "relearn"}
 MOST, EVERY = 2000, 5  # relearning: steps, and how often it is looked at
 
 
@@ -40,17 +41,18 @@ def hints_of(config: Audit, base: lineage.Trained, mask: np.ndarray, key: jax.Ar
     labels = np.asarray(base.train.y)
     wanted = mask if config.hints == "target" else np.ones(len(labels), bool)
     held = sets.share_of(keys.named(key, "hints"), wanted, labels, config.hint_share)
-    needed = {"recovery", "random", "relearn"} & set(config.attack)
-    require(
-        not needed or held.any(),
-        f"--hint-share {config.hint_share} of {int(wanted.sum()):,} examples is no example at all; raise it",
-    )
+    needed, count = ATTACKS & set(config.attack), int(wanted.sum())
+    few = f"--hint-share {config.hint_share} of {count:,} examples is no example at all"
+    require(not needed or held.any(), f"{few}; raise it to {1 / max(1, count):.3g} or more")
     whose = "in question" if config.hints == "target" else "of all classes"
     return Hints(base.train, held, f"{int(held.sum()):,} clean training examples {whose}")
 
 
 def check(case) -> None:
     config = case.config
+    needed = ", ".join(sorted(ATTACKS & set(config.attack)))
+    nothing = f"{case.target.name} has no test images to measure {needed} on; name another --target-class or other attacks"
+    require(not needed or len(case.target.shown.y), nothing)
     if config.relative or config.only:
         audit.absolute_radius(case.base.weights.params, 1.0, config.only)  # BadInput for leaves that are not there, or all zero
     if config.certificate is None:
@@ -89,7 +91,9 @@ def _recovery(case) -> Part:
     span = tuple(float(i) for i in range(config.epochs + 1))
     curves = tuple((f"{name}: radius {r.radius:.3g}", span, r.accuracy) for name, r, _ in done)
     what = "" if config.only is None else f"; only {config.only}"
-    note = f"{case.hints.words} as hints; {config.shape}, batch-norm statistics {config.statistics}{what}"
+    note = (
+        f"{case.hints.words} as hints; {config.shape}, rate {config.schedule}, batch-norm statistics {config.statistics}{what}"
+    )
     plot = Plot("recovery", f"Recovery of {target.name}", "epoch of the attack", f"accuracy on {target.where}", curves, note)
     others = np.flatnonzero(~target.unseen)  # an attack that makes a network call everything one class shows here
     rest = sets.take(case.base.test, jnp.asarray(others)) if len(others) else None
@@ -114,7 +118,43 @@ def _recovery(case) -> Part:
         table, values["smoothed"] = _smoothed(case, [(r, weights) for name, r, weights in done if name == THIS])
         tables += (table,)
     back = ", ".join(f"{r.accuracy[0]:.3f} -> {max(r.accuracy):.3f} at radius {r.radius:.3g}" for r in mine)
-    return Part(values, tables, (plot,), f"recovery {back}")
+    values["verdict"] = (
+        verdict(mine, [r for name, r, _ in done if name != THIS] or mine, config.goal) if _compared(case) else None
+    )
+    said = (f"{values['verdict']}; " if values["verdict"] else "") + f"recovery {back}"
+    return Part(values, tables, (plot,), said if case.reference else f"{said} (not held against retraining: give --against)")
+
+
+def _compared(case) -> bool:
+    """Whether this is about forgetting, and there is a retrained model to hold it against."""
+    return case.base.forget is not None and case.reference is not None
+
+
+def verdict(mine: list[audit.Recovery], theirs: list[audit.Recovery], goal: float) -> str:
+    """One sentence on recovery against that of the retrained model, radius by radius; one model of each, so no confidence."""
+    reached = [(_back(one, goal), _back(other, goal)) for one, other in zip(mine, theirs)]
+    for one, other, (at, retrained) in zip(mine, theirs, reached):
+        if at == 0 and retrained != 0:
+            return f"not forgotten: at {one.accuracy[0]:.3f} before any attack, retraining at {other.accuracy[0]:.3f}"
+        if at is not None and (retrained is None or at < retrained):
+            than = _epochs(other, retrained)
+            return f"not forgotten: back to {goal:g} {_epochs(one, at)} at radius {one.radius:.3g}, retraining {than}"
+    for one, other, (at, retrained) in zip(mine, theirs, reached):
+        if at != retrained:
+            than = _epochs(other, retrained)
+            return f"harder to bring back than retraining: {_epochs(one, at)} at radius {one.radius:.3g}, retraining {than}"
+    where = ", ".join(f"{_epochs(one, at)} at radius {one.radius:.3g}" for one, (at, _) in zip(mine, reached))
+    return f"as retraining: both back to {goal:g} {where}"
+
+
+def _back(recovery: audit.Recovery, goal: float) -> int | None:
+    """The first epoch after which the accuracy reaches the goal; 0 is before the attack."""
+    return next((epoch for epoch, accuracy in enumerate(recovery.accuracy) if accuracy >= goal), None)
+
+
+def _epochs(recovery: audit.Recovery, at: int | None) -> str:
+    count = len(recovery.accuracy) - 1 if at is None else at
+    return f"{'not in' if at is None else 'after'} {count} epoch{'' if count == 1 else 's'}"
 
 
 def _recover(case, name: str, model: lineage.Trained, share: float) -> tuple[audit.Recovery, Weights]:
@@ -124,11 +164,11 @@ def _recover(case, name: str, model: lineage.Trained, share: float) -> tuple[aud
         return float(evaluate.accuracy(*models.freeze(model.model, weights), shown))
 
     radius = audit.absolute_radius(model.weights.params, share, config.only) if config.relative else share
-    transform = train.clipped_sgd(config.lr, 0.9, 5e-4)
+    each = sets.steps(int(hints.mask.sum()), config.batch, 1)
+    transform = audit.recovery.default_tx(config.lr, schedule=config.schedule, epochs=config.epochs, per_epoch=each)
     method = audit.attack(
         model.model, transform, shape=config.shape, statistics=config.statistics, only=config.only, loss=model.loss
     )
-    each = sets.steps(int(hints.mask.sum()), config.batch, 1)
     of = "" if name == THIS else f" {name}"
     state, history = runs.resumable(
         config.run, method, keys.named(case.key, "recovery"), (model.weights, radius), hints.data,
