@@ -20,7 +20,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dememo_jax.errors import require
+
 Cell = str | int | float | None
+PNG = b"\x89PNG\r\n\x1a\n"  # what such a file begins with
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,70 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
 
-def section(plain: dict) -> Section:
-    """The Section that `to_json` wrote."""
-    tables = [Table(t["title"], tuple(t["columns"]), tuple(tuple(r) for r in t["rows"]), t["note"]) for t in plain["tables"]]
-    plots = [_plot(each) for each in plain["plots"]]
-    pictures = tuple((name, caption) for name, caption in plain["pictures"])
-    return Section(plain["title"], plain["summary"], tuple(tables), tuple(plots), pictures)
+def sections(done: dict) -> list[Section]:
+    """All sections of a result, one at least. Raises BadInput as `section`."""
+    known = done.get("sections")
+    require(isinstance(known, list) and known, "no result, as dememo writes it: it has no sections")
+    return [section(each) for each in known or ()]
+
+
+def section(plain: Any) -> Section:
+    """The Section that `to_json` wrote. Raises BadInput for what it never writes."""
+    try:
+        tables = tuple(Table(t["title"], tuple(t["columns"]), tuple(map(tuple, t["rows"])), t["note"]) for t in plain["tables"])
+        pictures = tuple((name, caption) for name, caption in plain["pictures"])
+        found = Section(plain["title"], plain["summary"], tables, tuple(map(_plot, plain["plots"])), pictures)
+        wrong = _wrong(found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        wrong = f"{type(error).__name__} {error}"
+    require(wrong is None, f"no section of a result, as dememo writes it: {wrong}")
+    return found
 
 
 def _plot(plain: dict) -> Plot:
     lines = {name: tuple((label, *map(tuple, parts)) for label, *parts in plain.get(name, ())) for name in ("series", "bands")}
     return Plot(**{**plain, **lines, "ticks": tuple(plain.get("ticks", ()))})
+
+
+def _wrong(found: Section) -> str | None:
+    """What is wrong with a section, or None."""
+    texts = [found.title, found.summary, *(text for pair in found.pictures for text in pair)]
+    numbers: list[Any] = []
+    for table in found.tables:
+        texts += [table.title, table.note, *table.columns]
+        cells = [value for row in table.rows for value in row]
+        if any(len(row) != len(table.columns) for row in table.rows):
+            return f"a row of another length than the columns of {table.title!r}"
+        if not all(isinstance(value, str | int | float | np.generic | None) for value in cells):
+            return f"a cell of {table.title!r} that is neither text nor number"
+        numbers += [value for value in cells if not isinstance(value, str)]
+    for plot in found.plots:
+        lines = [*plot.series, *plot.bands]
+        texts += [plot.name, plot.title, plot.x, plot.y, plot.note, plot.scale, *(line[0] for line in lines)]
+        numbers += [*plot.ticks, *(value for line in lines for part in line[1:] for value in part)]
+        if any(len(part) != len(line[1]) for line in lines for part in line[1:]):
+            return f"a curve of {plot.title!r} whose ends differ in length"
+    if not all(isinstance(text, str) for text in texts):
+        return "a title, a label or a note that is no text"
+    if not all(value is None or math.isfinite(value) for value in numbers):
+        return "a number that is not finite"
+    names = [*(plot.name for plot in found.plots), *(name for name, _ in found.pictures)]
+    return next((f"{name!r} is no name of a file" for name in names if not _is_name(name)), None)
+
+
+def _is_name(name: str) -> bool:
+    """Whether it names a file, and no place elsewhere."""
+    return 0 < len(name) < 200 and not name.startswith(".") and not set(name) & {"/", "\\", "\0"}
+
+
+def picture(folder: Path, name: str) -> bytes:
+    """The picture of that name in a run folder. Raises BadInput unless it is a PNG file there, and no link to elsewhere."""
+    path = folder / name
+    there = _is_name(name) and path.is_file() and not path.is_symlink()
+    require(there, f"{folder}: its picture {name!r} is no file of that folder")
+    content = path.read_bytes()
+    require(content.startswith(PNG), f"{path} is no PNG picture")
+    return content
 
 
 def cell(value: Cell) -> str:
@@ -118,7 +174,7 @@ def _draw(plot: Plot) -> bytes:
     colours = {owner: f"C{i % 10}" for i, owner in enumerate(dict.fromkeys([*banded, *owners]))}
     for owner, (label, xs, lows, highs) in zip(banded, plot.bands):
         ends = [[math.nan if y is None else y for y in ys] for ys in (lows, highs)]
-        axes.fill_between(xs, ends[0], ends[1], color=colours[owner], alpha=0.2, linewidth=0, label=label)
+        axes.fill_between(xs, ends[0], ends[1], color=colours[owner], alpha=0.2, linewidth=0, label=_words(label))
         for values in ends:
             axes.plot(xs, values, color=colours[owner], linewidth=1, marker=".")
     for number, (label, xs, ys) in enumerate(plot.series):
@@ -126,13 +182,13 @@ def _draw(plot: Plot) -> bytes:
         line = owners[:number].count(owner) if owners.count(owner) > 1 else number
         values = [math.nan if y is None else y for y in ys]
         marker = "." if len(xs) < 12 else None
-        axes.plot(xs, values, label=label, color=colours[owner], linestyle=STYLES[line % len(STYLES)], marker=marker)
+        axes.plot(xs, values, label=_words(label), color=colours[owner], linestyle=STYLES[line % len(STYLES)], marker=marker)
     if plot.scale == "roc":
         least = min((x for _, xs, _ in plot.series for x in xs if x > 0), default=0.1)
         floor = min(0.1, 10.0 ** math.floor(math.log10(least) + 1e-9))
         axes.plot([floor, 1], [floor, 1], color="0.6", linewidth=0.8, zorder=0)
         axes.set(xscale="log", yscale="log", xlim=(floor, 1), ylim=(floor, 1.05))
-    axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
+    axes.set(title=_words(plot.title), xlabel=_words(plot.x), ylabel=_words(plot.y))
     if "accuracy" in plot.y:
         axes.set_ylim(-0.02, 1.02)
     if plot.ticks:
@@ -151,11 +207,12 @@ def image_grid(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str]) -
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, images) in zip(grid, rows):
         for axes, image in zip(line, images):
-            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            shown = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]  # of other channels none has a colour
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(_words(name), rotation=0, ha="right", va="center", fontsize=8)
     for axes, name in zip(grid[0], columns):
-        axes.set_title(name, fontsize=8)
+        axes.set_title(_words(name), fontsize=8)
     return _png(figure)
 
 
@@ -179,10 +236,12 @@ def heat_maps(
         axes.set_axis_off()
     for number, (axes, (name, values)) in enumerate(zip(grid.flat, panels)):
         shown = axes.imshow(np.maximum(values, floor), norm=scale, aspect="auto", cmap="viridis")
-        axes.set_title(name, fontsize=9)
+        axes.set_title(_words(name), fontsize=9)
         every = max(1, len(columns) // 8)
         axes.set_xticks(range(0, len(columns), every), columns[::every], fontsize=7)
-        axes.set_yticks(range(len(rows)), rows if number % across == 0 else [""] * len(rows), fontsize=7)
+        axes.set_yticks(
+            range(len(rows)), [_words(row) for row in rows] if number % across == 0 else [""] * len(rows), fontsize=7
+        )
         if above is not None:
             y, x = np.nonzero(values > above)
             axes.plot(x, y, ".", color="white", markersize=3)
@@ -214,6 +273,11 @@ def landscape(
     return _png(figure)
 
 
+def _words(text: str) -> str:
+    """Text as it stands: no mathematics between dollars."""
+    return text.replace("$", r"\$")
+
+
 def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
@@ -240,7 +304,7 @@ def page(title: str, introduction: str, sections: Sequence[Section], folder: Pat
         body.append(f'<section><h2>{_text(part.title)}</h2><p class="summary">{_text(part.summary)}</p>')
         body += [_table(table) for table in part.tables]
         body += [_figure(draw(plot), plot.title, plot.note) for plot in part.plots]
-        body += [_figure((folder / name).read_bytes(), caption, "") for name, caption in part.pictures]
+        body += [_figure(picture(folder, name), caption, "") for name, caption in part.pictures]
         body.append("</section>")
     body.append(f"<section><h2>How this was made</h2><pre>{_text(to_json(provenance))}</pre></section>")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_text(title)}</title>'

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dememo_jax import report
+from dememo_jax.errors import BadInput
 
 NASTY = 'a <b> & "c" <script>alert(1)</script>'
 
@@ -170,3 +171,55 @@ def test_maps_and_landscapes_are_pictures():
     x = np.linspace(-1, 1, 3)
     panels = [("loss", 0.1 + np.add.outer(x**2, x**2), True), ("accuracy", np.ones((3, 3)), False)]  # one is flat
     assert report.landscape(x, x, panels, ("x", "y"), [[0.5, 0.5], [0.0, 0.0]])[:4] == b"\x89PNG"
+
+
+WRONG = {
+    "no section": lambda s: [],
+    "no title": lambda s: {name: value for name, value in s.items() if name != "title"},
+    "a title that is a number": lambda s: {**s, "title": 3},
+    "a short row": lambda s: {**s, "tables": [{**s["tables"][0], "rows": [["x"]]}]},
+    "a cell that is a list": lambda s: {**s, "tables": [{**s["tables"][0], "rows": [["x", [1], 2]]}]},
+    "infinity": lambda s: {**s, "tables": [{**s["tables"][0], "rows": [["x", float("inf"), 2]]}]},
+    "a number too large": lambda s: {**s, "tables": [{**s["tables"][0], "rows": [["x", 10**400, 2]]}]},
+    "curves of text": lambda s: {**s, "plots": [{**s["plots"][0], "series": [["a", ["b"], ["c"]]]}]},
+    "a short curve": lambda s: {**s, "plots": [{**s["plots"][0], "series": [["a", [1.0, 2.0], [1.0]]]}]},
+    "an unknown entry": lambda s: {**s, "plots": [{**s["plots"][0], "colour": "red"}]},
+    "a plot elsewhere": lambda s: {**s, "plots": [{**s["plots"][0], "name": "../plot"}]},
+    "a picture elsewhere": lambda s: {**s, "pictures": [["../../private.txt", "x"]]},
+    "a path": lambda s: {**s, "pictures": [["/etc/passwd", "x"]]},
+    "no pair": lambda s: {**s, "pictures": ["x"]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_section_is_said(name):
+    whole = json.loads(report.to_json(make()))
+    assert report.section(whole) == make()
+    with pytest.raises(BadInput, match="no section of a result"):
+        report.section(WRONG[name](whole))
+
+
+def test_pictures_are_png_files_of_the_folder_itself(tmp_path):
+    (tmp_path / "run").mkdir()
+    png = report.image_grid([("row", np.zeros((1, 3, 3, 1)))], ["column"])
+    (tmp_path / "run" / "whole.png").write_bytes(png)
+    assert report.picture(tmp_path / "run", "whole.png") == png
+    (tmp_path / "private.png").write_bytes(png)
+    (tmp_path / "run" / "link.png").symlink_to(tmp_path / "private.png")
+    (tmp_path / "run" / "text.png").write_text("private")
+    (tmp_path / "run" / "folder.png").mkdir()
+    for name in ("link.png", "text.png", "folder.png", "gone.png", "../private.png", str(tmp_path / "private.png"), "", "."):
+        with pytest.raises(BadInput, match="picture"):
+            report.picture(tmp_path / "run", name)
+        with pytest.raises(BadInput, match="picture"):
+            report.page("t", "i", [dataclasses.replace(make(), pictures=((name, "c"),))], tmp_path / "run", {})
+
+
+def test_dollars_are_no_mathematics_and_odd_channels_are_drawn():
+    odd = dataclasses.replace(
+        make().plots[0], title="$x^{$ and $", x="$", y="\\$_{", series=(("$\\frac$", (0.0, 1.0), (0.1, 0.2)),)
+    )
+    assert pixels(report.draw(odd)).shape
+    assert pixels(report.heat_maps([("$a^{$", np.ones((1, 1)))], ["$b_{$"], ["1"], "SAL")).shape
+    for channels in (1, 2, 3, 4, 12):
+        assert pixels(report.image_grid([("$r^{$", np.zeros((1, 3, 3, channels)))], ["$c^{$"])).shape

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,8 +290,65 @@ def test_control_characters_of_others_do_not_reach_the_terminal(capsys):
     console.say("a\x1b]0;title\x07b\x9b1m\ttab [bold]")
     console.warn("\x1b[31m")
     console.error("\x7f")
-    console.announce({"sections": [{"title": "\x1bt", "summary": "\x1bs"}], "measured": {"seconds": 1.0}})
+    bare = {"title": "\x1bt", "summary": "\x1bs", "tables": [], "plots": [], "pictures": []}
+    console.announce({"sections": [bare], "measured": {"seconds": 1.0}})
     shown = "".join(capsys.readouterr())
     assert not set(shown) & {"\x1b", "\x07", "\x9b", "\x7f"}
     assert r"\x1b]0;title\x07" in shown
     assert "[bold]" in shown
+
+
+# --- pages of foreign runs ---------------------------------------------------------------------------------------
+
+
+def foreign(victim, folder, change):
+    """A run folder of somebody else's, its result.json written over."""
+    shutil.copytree(victim, folder)
+    known = result(folder)
+    known.pop("digest", None)  # who writes over a result leaves out what vouches for it
+    change(known)
+    (folder / "result.json").write_text(json.dumps(known))
+    return folder
+
+
+def test_reports_hold_nothing_from_elsewhere(victim, tmp_path, capsys):
+    (tmp_path / "private.png").write_bytes(b"\x89PNG\r\n\x1a\nprivate")
+    for number, name in enumerate(("../private.png", str(tmp_path / "private.png"), "link.png")):
+        run = foreign(
+            victim, tmp_path / f"v{number}", lambda done, name=name: done["sections"][0]["pictures"].append([name, "x"])
+        )
+        (run / "link.png").symlink_to(tmp_path / "private.png")
+        assert inside("report", run, "--run", tmp_path / "page") == cli.BAD_INPUT
+        assert "error: " in capsys.readouterr().err
+        assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize("part", ["sections", "measured", "values", "config"])
+def test_results_with_missing_parts_are_refused(part, victim, tmp_path, capsys):
+    for number, change in enumerate((lambda done: done.pop(part), lambda done: done.update({part: 3}))):
+        run = foreign(victim, tmp_path / f"v{number}", change)
+        assert inside("report", run, "--run", tmp_path / "page") == cli.BAD_INPUT
+        assert "error: " in capsys.readouterr().err
+        assert not (tmp_path / "page").exists()
+
+
+def test_runs_of_one_name_stand_apart_on_a_page(victim, tmp_path):
+    shutil.copytree(victim, tmp_path / "again" / "victim")
+    assert inside("report", victim, tmp_path / "again" / "victim", "--run", tmp_path / "page") == 0
+    assert list(result(tmp_path / "page")["values"]) == ["victim", "victim-2"]
+    assert {path.name for path in (tmp_path / "page").glob("*.png")} == {"victim-training.png", "victim-2-training.png"}
+    assert inside("report", victim, victim.parent / "." / "victim", "--run", tmp_path / "twice") == cli.BAD_INPUT
+    assert inside("report", tmp_path / "page", "--run", tmp_path / "page of pages") == 0  # a page is whole by itself
+
+
+def test_a_run_that_stands_on_itself_is_refused(victim, tmp_path, capsys):
+    for name, source in (("self", "."), ("one", "../two"), ("two", "../one")):
+        shutil.copytree(victim, tmp_path / name)
+        for file in ("config.json", "result.json"):
+            known = json.loads((tmp_path / name / file).read_text())
+            known.pop("digest", None)
+            known["config"] |= {"source": source, "data": None, "command": "unlearn", "method": "retrain"}
+            (tmp_path / name / file).write_text(json.dumps(known))
+    for name in ("self", "one"):
+        assert inside("unlearn", "--from", tmp_path / name, "--forget-class", 0, "--run", tmp_path / "u") == cli.BAD_INPUT
+        assert "stands on itself" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def execute(config: Any) -> dict:
         raise
     finally:
         runs.leave(refused=refused)
-    for table in report.section(done["sections"][0]).tables:
+    for table in report.sections(done)[0].tables:
         console.table(table)
     console.announce(done)
     if (config.run / "result.json").exists():

@@ -102,9 +102,11 @@ def progress(title: str, total: int, done: int = 0, unit: str = "steps") -> Iter
 
 def announce(done: dict) -> None:
     """The one-line result of a finished command, from its result.json."""
-    section, seconds = done["sections"][0], done["measured"]["seconds"]
-    title, summary = escape(section["title"]), escape(section["summary"])
-    OUT.print(f"[bold]{title:<34}[/] {summary} [dim]({seconds:.1f} s)[/]", soft_wrap=True)
+    from dememo_jax import report
+
+    section, seconds = report.sections(done)[0], done["measured"].get("seconds")
+    took = f" [dim]({seconds:.1f} s)[/]" if isinstance(seconds, int | float) else ""
+    OUT.print(f"[bold]{escape(section.title):<34}[/] {escape(section.summary)}{took}", soft_wrap=True)
 
 
 def say(text: str) -> None:

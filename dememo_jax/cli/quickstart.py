@@ -1,13 +1,12 @@
 """The whole life of dememorization on scikit-learn's digits: the other commands in order, and one page of all of it."""
 
 import dataclasses
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dememo_jax import certify, report
+from dememo_jax import certify, files, report
 from dememo_jax.cli import (
     auditing,
     certificates,
@@ -55,7 +54,10 @@ def quickstart(config: Quickstart) -> dict:
             done = WORK[type(part)](part)
             console.announce(done)
             values[part.run.name] = done["values"]
-            sections += gather(done, part.run, config.run)
+            more, pictures = gather(done, part.run, config.run)
+            sections += more
+            for path, content in pictures.items():
+                files.write(path, content)
     console.OUT.rule("[bold]f. report", align="left")
     return runs.finish(config.run, described, values, [overview(config, values), *sections], started, introduction=INTRODUCTION)
 
@@ -187,29 +189,49 @@ def _depths(config: Quickstart, values: dict[str, dict]) -> Table:
 # --- pages of several runs ---------------------------------------------------------------------------------------
 
 
-def gather(done: dict, folder: Path, into: Path) -> list[Section]:
-    """The sections of the finished run in `folder`, their pictures found from the folder `into`."""
-    sections = []
-    for plain in done["sections"]:
-        section = report.section(plain)
-        pictures = tuple((os.path.relpath(folder / name, into), caption) for name, caption in section.pictures)
-        plots = tuple(dataclasses.replace(plot, name=f"{folder.name}-{plot.name}") for plot in section.plots)
-        sections.append(dataclasses.replace(section, pictures=pictures, plots=plots))
-    return sections
+def gather(done: dict, folder: Path, into: Path, name: str = "") -> tuple[list[Section], dict[Path, bytes]]:
+    """The sections of the finished run in `folder`, and the pictures to put into `into` for them; `name` goes before each."""
+    name, sections, pictures = name or folder.name, list[Section](), dict[Path, bytes]()
+    for section in report.sections(done):
+        pictures |= {into / f"{name}-{file}": report.picture(folder, file) for file, _ in section.pictures}
+        named = tuple((f"{name}-{file}", caption) for file, caption in section.pictures)
+        plots = tuple(dataclasses.replace(plot, name=f"{name}-{plot.name}") for plot in section.plots)
+        sections.append(dataclasses.replace(section, pictures=named, plots=plots))
+    return sections, pictures
 
 
 def report_runs(config: Report) -> dict:
     """`dememo report`."""
     started = time.monotonic()
     require(config.sources, "name at least one finished run folder")
-    finished = {folder: runs.result(folder) for folder in config.sources}
-    sections = [section for folder, done in finished.items() for section in gather(done, folder, config.run)]
+    finished = dict(zip(_names(config.sources), [(folder, runs.result(folder)) for folder in config.sources]))
+    sections, pictures = list[Section](), dict[Path, bytes]()
+    for name, (folder, found) in finished.items():
+        more, drawn = gather(found, folder, config.run, name)
+        sections, pictures = sections + more, pictures | drawn
     digests = {f"run_{i}": runs.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.sources)}
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done
-    values = {folder.name: done["values"] for folder, done in finished.items()}
+    for path, content in pictures.items():
+        files.write(path, content)
+    values = {name: found["values"] for name, (_, found) in finished.items()}
     return runs.finish(config.run, described, values, sections, started)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """A name for each run, that of its folder; a number follows where others have the same. BadInput for one given twice."""
+    twice = [folder for i, folder in enumerate(folders) if folder.resolve() in [other.resolve() for other in folders[:i]]]
+    require(not twice, f"{', '.join(map(str, twice))} is named twice; name each run once")
+    names = list[str]()
+    for folder in folders:
+        name = plain = folder.resolve().name
+        for number in range(2, len(folders) + 2):
+            if name not in names:
+                break
+            name = f"{plain}-{number}"
+        names.append(name)
+    return names
 
 
 STAGES = {Quickstart: quickstart, Report: report_runs}

@@ -168,14 +168,30 @@ def wording(folder: Path, known: dict) -> configs.Text:
 
 
 def result(folder: Path) -> dict:
-    """result.json of a finished run; BadInput when there is none yet."""
+    """result.json of a finished run; BadInput when there is none yet, or it is not what a run writes."""
     config = read(folder)["config"]
+    _check_origin(folder)
     try:
-        return json.loads((folder / RESULT).read_text())
+        done = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
         raise BadInput(
             f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first"
         ) from None
+    whole = isinstance(done, dict) and all(isinstance(done.get(part), dict) for part in ("config", "measured", "values"))
+    require(whole, f"{folder / RESULT} is damaged: parts of it are missing")
+    return done
+
+
+def _check_origin(folder: Path) -> None:
+    """BadInput for a run whose --from, or that of the run behind it, leads back to where it was."""
+    seen = list[Path]()
+    while (folder / CONFIG).exists():
+        require(folder.resolve() not in seen, f"{folder} stands on itself: the run that it was made from leads back to it")
+        seen.append(folder.resolve())
+        source = read(folder)["config"].get("source")
+        if not isinstance(source, str):
+            return
+        folder = folder / source
 
 
 def clock(folder: Path) -> float:
