@@ -111,7 +111,7 @@ def _wrong(found: Section) -> str | None:
             return f"a cell of {table.title!r} that is neither text nor number"
         numbers += [value for value in cells if not isinstance(value, str)]
     for plot in found.plots:
-        lines = [*plot.series, *plot.bands]
+        lines: list[tuple[Any, ...]] = [*plot.series, *plot.bands]
         texts += [plot.name, plot.title, plot.x, plot.y, plot.note, plot.scale, *(line[0] for line in lines)]
         numbers += [*plot.ticks, *(value for line in lines for part in line[1:] for value in part)]
         if any(len(part) != len(line[1]) for line in lines for part in line[1:]):
