@@ -194,7 +194,7 @@ def table(rows: dict[str, list[dict]]) -> str:
             removed = f"{np.mean([one['removed'] for one in each]):.0f} of {each[0]['of']}"
             more = f"no guarantee; sigma {each[0]['sigma']:g} on the objective, {removed} removed within the published budget"
         if "path" in each[0]:
-            paths = ", ".join(f"{one['path']} ({one['steps']})" for one in each)
+            paths = ", ".join(f"{one['steps']} Newton steps" if one["path"] == "newton" else one["path"] for one in each)
             clean = np.mean([one["without noise"]["other classes, test"] for one in each])
             more = f"sigma {each[0]['sigma']:g} on the weights; {paths}; {clean:.3f} without noise"
         if "newton" in each[0]:

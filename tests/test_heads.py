@@ -70,7 +70,7 @@ def exact(x, own, lam):
 
 def grid_delta(one, other, sigma, epsilon):
     """The exact delta of two releases of one weight, summed over the coarse grid they lie on."""
-    width = output_noise.fine_grid(sigma) * 2.0**output_noise.FINE
+    width = bounds.fine_grid(sigma) * 2.0**bounds.grid.FINE
     low, high = (f(one, other) + side * 12 * sigma for f, side in ((min, -1), (max, 1)))
     edges = (np.arange(np.floor(low / width), np.ceil(high / width)) + 0.5) * width
     p, q = (np.diff(stats.norm.cdf(np.concatenate([[-np.inf], edges, [np.inf]]), w, sigma)) for w in (one, other))
@@ -113,11 +113,11 @@ def test_a_distance_that_is_used_up_and_noise_that_is_too_small():
     other, epsilon, delta = np.where(np.arange(50)[:, None] < 10, x + 0.3, x), 1.0, 1e-4
     with jax.enable_x64(True):
         free = heads.certified_head(classes=2, lam=0.1, sigma=1e3, epsilon=epsilon, delta=delta)
-        start = free.fit(x, y)
         tau = 0.5 / (0.1 * 50)  # half a Newton step
-        left = free.first_order(start, x, y, other, y, tau=tau)[1].distance
+        left = free.first_order(free.fit(x, y), x, y, other, y, tau=tau)[1].distance
         sigma = left / (0.9 * bounds.gdp_mu(epsilon, delta)) * 1.001
         head = heads.certified_head(classes=2, lam=0.1, sigma=sigma, epsilon=epsilon, delta=delta)
+        start = head.fit(x, y)
         state, update = head.first_order(start, x, y, other, y, tau=tau)
         assert update.path == "first_order"
         assert head.distance(state) == pytest.approx(0.9 * sigma * bounds.gdp_mu(epsilon, delta), rel=0.01)
@@ -125,9 +125,7 @@ def test_a_distance_that_is_used_up_and_noise_that_is_too_small():
         assert 0.9 * update.distance < true <= update.distance
         assert bounds.gdp_delta(true / sigma, epsilon) < delta < bounds.gdp_delta(1.5 * true / sigma, epsilon)
         tight = heads.certified_head(classes=2, lam=0.1, sigma=sigma / 1.5, epsilon=epsilon, delta=delta)
-        assert tight.first_order(start, x, y, other, y, tau=tau)[1].path == "refit"
-        with pytest.raises(BadInput, match="sigma"):
-            tight.release(KEY, state)
+        assert tight.first_order(tight.fit(x, y), x, y, other, y, tau=tau)[1].path == "refit"
 
 
 # --- distances ----------------------------------------------------------------------------------------------------
@@ -214,7 +212,8 @@ def test_more_steps_come_nearer_and_a_large_request_is_met_by_a_fit(rows, fitted
             assert update.tried > update.allowed
     assert near[0] > 10 * near[1] > 100 * near[2]
     assert near[0] > update.allowed  # so that one step was not enough
-    roomy = heads.certified_head(classes=K, lam=LAM, sigma=1e3).remove(fitted, x, y, np.arange(100))[1]
+    head = heads.certified_head(classes=K, lam=LAM, sigma=1e3)
+    roomy = head.remove(head.fit(x, y), x, y, np.arange(100))[1]
     assert (roomy.path, roomy.steps) == ("newton", 1)  # enough is enough, but one step is always taken
 
 
@@ -290,14 +289,15 @@ def test_second_order_correction(rows, fitted):
 
 def test_first_order_correction_leaves_more(rows, fitted):
     roomy, new = heads.certified_head(classes=K, lam=LAM, sigma=100.0), corrected(rows)
-    _, second = roomy.correct(fitted, *rows, *new)
-    state, first = roomy.first_order(fitted, *rows, *new)
+    start = roomy.fit(*rows)
+    _, second = roomy.correct(start, *rows, *new)
+    state, first = roomy.first_order(start, *rows, *new)
     assert first.path == "first_order"
     assert np.linalg.norm(state.params - minimiser(*new, np.ones(N, bool), LAM)) <= first.distance
     assert first.distance > 3 * second.distance
     tau = float(first.note.split()[-1])
     for other in (0.5 * tau, 1.5 * tau):  # the rate left out is the best there is
-        assert roomy.first_order(fitted, *rows, *new, tau=other)[1].distance > first.distance
+        assert roomy.first_order(start, *rows, *new, tau=other)[1].distance > first.distance
     assert HEAD.first_order(fitted, *rows, *new)[1].path == "refit"  # less noise than that hides
 
 
@@ -354,7 +354,7 @@ def test_noise_has_its_law():
 def test_noise_is_a_rounded_gaussian_to_the_last_cell():
     """The number of 63-bit words that lead to each multiple, by bisection, against the normal distribution."""
     sigma = 0.7
-    fine = output_noise.fine_grid(sigma)
+    fine = bounds.fine_grid(sigma)
     assert sigma * 2.0**-33 < fine <= sigma * 2.0**-32
     total = 0.0
     for at in np.concatenate([[0.001, 0.02], np.arange(0.1, 8.6, 0.25)]):  # in sigma; the coarse cells' width is 2^-10
@@ -362,7 +362,7 @@ def test_noise_is_a_rounded_gaussian_to_the_last_cell():
         low, high = 0, 2**63 - 1  # words count from the tail: the first has the largest multiple
         while high - low > 1:
             middle = (low + high) // 2
-            beyond = output_noise.multiples(np.array([middle], np.uint64), sigma)[0] >= multiple
+            beyond = bounds.normal_multiples(np.array([middle], np.uint64), sigma)[0] >= multiple
             low, high = (middle, high) if beyond else (low, middle)
         expected = 2 * stats.norm.sf((multiple - 0.5) * fine / sigma)
         total = max(total, abs((low + 1) / 2.0**63 - expected))
@@ -373,12 +373,12 @@ def test_noise_is_a_rounded_gaussian_to_the_last_cell():
 def test_a_release_does_not_name_its_weights(fitted):
     """Two candidates for the weights, known exactly: each is possible for every coordinate of what was released."""
     sigma = 0.05
-    width = output_noise.fine_grid(sigma) * 2.0**output_noise.FINE
+    width = bounds.fine_grid(sigma) * 2.0**bounds.grid.FINE
     other = fitted.params + 1e-4
     for seed in range(5):
         out = output_noise.perturbed(jax.random.key(seed), fitted.params, sigma)
         np.testing.assert_array_equal(out / width, np.rint(out / width))  # a grid that depends on sigma alone
-    fine = output_noise.fine_grid(sigma)
+    fine = bounds.fine_grid(sigma)
     for start in (fitted.params, other):  # and on it every cell within 8 sigma is reached from both
         ends = (out + np.multiply.outer([-0.5, 0.5], np.full(out.shape, width)) - start) / fine
         assert (np.floor(ends[1]) - np.ceil(ends[0]) > 2**20).all()
@@ -387,9 +387,13 @@ def test_a_release_does_not_name_its_weights(fitted):
 
 
 def test_the_state_of_another_head_is_not_released(rows, fitted):
-    tight = heads.certified_head(classes=K, lam=LAM, sigma=1e-9)
-    with pytest.raises(BadInput, match="other settings"):
-        tight.release(KEY, fitted)
+    for other in ({"lam": 2 * LAM}, {"sigma": 0.04}, {"epsilon": 2.0}, {"delta": 1e-6}, {"releases": 2}):
+        head = heads.certified_head(**{"classes": K, "lam": LAM, "sigma": 0.05} | other)
+        for use, arguments in ((head.release, (KEY, fitted)), (head.distance, (fitted,)), (head.remove, (fitted, *rows, [1]))):
+            with pytest.raises(BadInput, match="other settings"):
+                use(*arguments)
+    with pytest.raises(BadInput, match="by hand"):
+        HEAD.release(KEY, fitted._replace(residual=np.asarray(1e3)))
     with pytest.raises(BadInput, match="sigma of"):
         heads.certified_head(classes=K, lam=LAM, sigma=1e-13).fit(*rows)
 

@@ -12,6 +12,7 @@ from dememo_jax.bounds.accounting import (
     published_sigma,
 )
 from dememo_jax.bounds.distinguishing import Distinguished, distinguish, rates_epsilon
+from dememo_jax.bounds.grid import fine_grid, normal_multiples
 from dememo_jax.bounds.langevin import (
     langevin_account,
     langevin_epsilon,
@@ -61,6 +62,7 @@ __all__ = [
     "discoveries",
     "distinguish",
     "empirical_quantile",
+    "fine_grid",
     "gdp_delta",
     "gdp_epsilon",
     "gdp_event_bounds",
@@ -79,6 +81,7 @@ __all__ = [
     "model_clipping_delta",
     "newton_residual",
     "noisy_iteration_mu",
+    "normal_multiples",
     "permutation_test",
     "published_lower_level",
     "published_residual",

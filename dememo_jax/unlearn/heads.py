@@ -44,7 +44,7 @@ ASSUMPTIONS = (
     "features and labels of an example do not depend on the examples removed: the network of the features never saw these",
     "classes, lam, sigma, epsilon, delta and the number of releases were chosen without looking at the data",
     "keys are secret, drawn afresh for every release and used once; states and updates are not released, nor their timing",
-    "every release went on from the state that the one before returned",
+    "every release went on from the state that the one before returned, and one that was thrown away for its noise is counted",
     "the generator's numbers pass for independent; each coordinate's noise is a Gaussian rounded to a grid to within 1e-12 in "
     "total variation, which is not added to delta",
 )
@@ -57,6 +57,7 @@ class HeadState(NamedTuple):
     removed: np.ndarray  # [N] bool
     residual: np.ndarray  # float64, at least the Frobenius norm of the gradient at W over the rows that are left
     releases: np.ndarray  # int32, made so far
+    settings: np.ndarray  # [5] float64, of the head that made it
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Update:
     """What one request did; these numbers tell of the data and are not for publication."""
 
     path: str  # "newton", "first_order", "refit" where that left too much, "nothing"
-    steps: int  # of Newton's method on the path taken
+    steps: int  # of Newton's method from the weights before; of a refit, those that polish it
     distance: float  # of the weights from the exact minimiser, at most
     allowed: float  # what `distance` may be at most
     tried: float  # the distance that the first path left, `distance` unless there was a refit
@@ -113,6 +114,11 @@ class _Rules(NamedTuple):
     def apart(self) -> float:
         """How far apart two heads for the same rows may be."""
         return self.sigma * self.mu
+
+    @property
+    def settings(self) -> np.ndarray:
+        """What a state is bound to: another objective has another minimiser, other releases were told apart otherwise."""
+        return np.asarray([self.classes, self.lam, self.sigma, self.mu, self.releases], np.float64)
 
 
 class _Request(NamedTuple):
@@ -167,8 +173,14 @@ def certified_head(
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     mu = bounds.gdp_mu(epsilon, delta) / math.sqrt(releases)
     rules = _Rules(classes, lam, sigma, delta, releases, steps, mu)
-    named = (_fit, _remove, _correct, _first_order, _distance, _release)
-    return Head(*(partial(function, rules) for function in named))
+    return Head(
+        partial(_fit, rules),
+        partial(_remove, rules),
+        partial(_correct, rules),
+        partial(_first_order, rules),
+        partial(_distance, rules),
+        partial(_release, rules),
+    )
 
 
 def linear(params: Array, x: Array) -> Array:
@@ -184,10 +196,11 @@ def _fit(rules: _Rules, x: Any, y: Any, removed: Any = None) -> HeadState:
     removed = np.zeros(len(y), bool) if removed is None else headrows.marked(removed, len(y))
     headrows.check_data(x, y, ~removed, rules.classes)
     point = _fitted(rules, _problem(rules, x, y, removed))
-    return HeadState(point.params, removed, np.float64(point.residual), np.int32(0))
+    return HeadState(point.params, removed, np.asarray(point.residual), np.asarray(0, np.int32), rules.settings)
 
 
 def _remove(rules: _Rules, state: HeadState, x: Any, y: Any, forget: Any) -> tuple[HeadState, Update]:
+    _check_settings(rules, state)
     x, y, gone = jnp.asarray(x), jnp.asarray(y), np.asarray(state.removed)
     request = headrows.removal(forget, gone)
     headrows.check_shape(x, y, (len(gone), len(state.params)))
@@ -225,6 +238,7 @@ def _first_order(
 
 def _corrected(rules: _Rules, state: HeadState, x, y, x_new, y_new) -> tuple[headrows.Correction, headsums.Point, np.ndarray]:
     """The rows, the gradient over the new ones at the state's weights, and -G."""
+    _check_settings(rules, state)
     shape = (len(state.removed), len(state.params))
     rows = headrows.correction(shape, rules.classes, np.asarray(state.removed), x, y, x_new, y_new)
     start = headsums.measured(_problem(rules, rows.x_new, rows.y_new, state.removed), state.params)
@@ -262,7 +276,7 @@ def _settle(
     tried = reached(point)
     if not tried <= allowed:
         path, point = "refit", _fitted(rules, problem)
-    after = state._replace(params=point.params, residual=np.float64(point.residual))
+    after = state._replace(params=point.params, residual=np.asarray(point.residual))
     return after, Update(path, point.steps, reached(point), allowed, tried, asked.changed, asked.already, asked.note)
 
 
@@ -294,11 +308,19 @@ def _allowed(rules: _Rules) -> float:
 
 def _rounded(rules: _Rules, params: np.ndarray) -> float:
     """How far the weights are moved, at most, when they are put on the grid of the noise."""
-    return output_noise.fine_grid(rules.sigma) / 2 * math.sqrt(params.size)
+    return bounds.fine_grid(rules.sigma) / 2 * math.sqrt(params.size)
 
 
 def _from_minimiser(rules: _Rules, params: np.ndarray, residual: float, ridge: float) -> float:
     return bounds.minimiser_distance(residual, ridge) + _rounded(rules, params)
+
+
+def _check_settings(rules: _Rules, state: HeadState) -> None:
+    same = np.array_equal(np.asarray(state.settings), rules.settings)
+    require(
+        same,
+        "the state was made by a head with other settings (classes, lam, sigma, epsilon, delta, releases): fit with this one",
+    )
 
 
 def _check_own(state: HeadState, gradient: np.ndarray, at: headsums.Point, rounding: float) -> None:
@@ -311,6 +333,7 @@ def _check_own(state: HeadState, gradient: np.ndarray, at: headsums.Point, round
 
 
 def _distance(rules: _Rules, state: HeadState) -> float:
+    _check_settings(rules, state)
     ridge = rules.lam * int((~np.asarray(state.removed)).sum())
     return _from_minimiser(rules, np.asarray(state.params), float(state.residual), ridge)
 
@@ -318,15 +341,13 @@ def _distance(rules: _Rules, state: HeadState) -> float:
 def _release(rules: _Rules, key: Key, state: HeadState) -> tuple[Released, HeadState]:
     made, found, allowed = int(state.releases), _distance(rules, state), _allowed(rules)
     require(
-        made < rules.releases,
-        f"{made} of {rules.releases} releases are made, and the promise covers no more: make the head with a larger `releases`",
+        found <= allowed, f"the state is up to {found:.3g} from its minimiser, {allowed:.3g} is allowed: it was changed by hand"
     )
     require(
-        found <= allowed,
-        f"the state is up to {found:.3g} from its minimiser, more than the {allowed:.3g} that sigma = {rules.sigma:g} hides: "
-        "it was made by a head with other settings. Fit it with this one",
+        made < rules.releases,
+        f"{made} of {rules.releases} releases are made, and the promise covers no more: make the head with a larger `releases`",
     )
     noisy = output_noise.perturbed(keys.at(keys.named(key, "output"), made), state.params, rules.sigma)
     mu = rules.mu * math.sqrt(made + 1)
     guarantee = Guarantee(bounds.gdp_epsilon(mu, rules.delta), rules.delta, mu, "retraining", ASSUMPTIONS)
-    return Released(jnp.asarray(noisy), guarantee), state._replace(releases=np.int32(made + 1))
+    return Released(jnp.asarray(noisy), guarantee), state._replace(releases=np.asarray(made + 1, np.int32))
