@@ -72,7 +72,7 @@ def floats(x) -> Array:
     return x.astype(jnp.float32) / 255 if kind == np.uint8 else x.astype(jnp.float32)
 
 
-def take(data: Dataset, at: Array) -> Dataset:
+def take(data: Dataset, at: Array | np.ndarray) -> Dataset:
     """The examples at positions `at` [B]. Outside jit, raises BadInput for positions that `data` does not have."""
     if not isinstance(at, jax.core.Tracer):
         place = np.asarray(at)

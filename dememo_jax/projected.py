@@ -75,6 +75,12 @@ def l2(radius: float) -> Ball:
     )
 
 
+def check_l2(radius: float, shape: tuple[int, ...]) -> None:
+    """BadInput for an l2 budget beyond the longest possible change of an example of this shape in [0, 1]: it bounds nothing."""
+    longest = math.sqrt(math.prod(shape))
+    require(radius <= longest, f"an l2 radius of {radius:g} bounds nothing: the longest possible change is {longest:.4g}")
+
+
 def l0(pixels: int) -> Ball:
     """At most `pixels` pixels [H, W] of an image differ, those that differ most; steps are scaled to a largest entry of one.
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import files
+from dememo_jax import files, projected
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Perturbation
 
@@ -101,6 +101,8 @@ def measure(
     """
     require(norm in ("linf", "l2", "l0", None), f"norm must be 'linf', 'l2', 'l0' or None, got {norm!r}")
     require(norm is None or (radius is not None and radius > 0), f"a budget in {norm} needs a positive radius, got {radius}")
+    if norm == "l2":
+        projected.check_l2(radius or 0.0, released.shape[1:])
     require(released.dtype == np.uint8, f"released images must be uint8, got {released.dtype}")
     require(clean.shape == released.shape, f"clean and released images differ in shape: {clean.shape}, {released.shape}")
     mask = np.asarray(mask)
@@ -126,6 +128,26 @@ def _allowed(norm: str | None, radius: float, size: int, on_grid: bool) -> float
     if norm == "l2":
         return radius + (0.5 if on_grid else 1.0) * math.sqrt(size) / 255 + 1e-6
     return None if norm is None else int(radius)
+
+
+def in_words(budget: Budget) -> str:
+    """The radius asked for, what it allows after rounding to 8 bits, and what was measured, side by side.
+
+    Example:
+        >>> in_words(Budget(3, 0.1, 9, 0, "linf", 2.525 / 255, 3, True))
+        'l-inf radius 0.0099 is 2.525 of 255 grey levels, rounded up to 3; 3 measured'
+    """
+    if budget.radius is None or budget.allowed is None:
+        return f"no budget in a norm; {budget.linf} of 255 grey levels, l2 {budget.l2:.3g} measured"
+    if budget.norm == "linf":
+        asked = 255 * budget.radius
+        way = "rounded up to" if budget.allowed > asked + 1e-3 else "rounded down to" if budget.allowed < asked - 1e-3 else "so"
+        levels = f"{asked:.4g} of 255 grey levels, {way} {budget.allowed}"
+        return f"l-inf radius {budget.radius:.3g} is {levels}; {budget.linf} measured"
+    if budget.norm == "l2":
+        allowed = f"rounded up to {budget.allowed:.3g}, since every value may move by rounding"
+        return f"l2 radius {budget.radius:.3g}, {allowed}; {budget.l2:.3g} measured"
+    return f"{budget.allowed} pixels; {budget.pixels} measured"
 
 
 def verify(budget: Budget) -> None:
@@ -154,12 +176,13 @@ def write(
     norm: str | None = None,
     radius: float | None = None,
     images: bool = False,
+    class_names: Sequence[str] = (),
     form: Form = "signed",
     batch: int = 1024,
 ) -> dict:
     """Write a release into `folder` and return its manifest; the folder is complete when `manifest.json` is there.
 
-    - `released.npz`: x_train uint8 (protected), y_train, x_test uint8, y_test, as `sources.load` reads.
+    - `released.npz`: x_train uint8 (protected), y_train, x_test uint8, y_test, as `sources.load` reads; `class_names` if given.
     - `images/<label>/<index>.png` when `images`: the training images, grey or RGB. Both names are padded with zeros,
       so that their order as text is their order as numbers: torchvision's ImageFolder gives label k the class k.
     - `manifest.json`: the given entries (method, configuration, seed, ...), then counts, shape, the hash (blake2b, 16
@@ -192,7 +215,8 @@ def write(
     ours = (folder / "released.npz").exists() or not (folder / "images").exists()
     require(ours, "the folder has images that are not of a release: choose an empty one")
     (folder / "manifest.json").unlink(missing_ok=True)
-    files.write_arrays(folder / "released.npz", **arrays)
+    names = {"class_names": np.asarray(class_names)} if class_names else {}
+    files.write_arrays(folder / "released.npz", **arrays, **names)
     shutil.rmtree(folder / "images", ignore_errors=True)
     if images:
         part = folder / f"images{files.PART}"

@@ -202,7 +202,10 @@ def _draw(plot: Plot) -> bytes:
 
 
 def image_grid(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str]) -> bytes:
-    """Rows of images [n, H, W, C] in [0, 1], each with its name, under named columns, as PNG bytes."""
+    """Rows of images [n, H, W, C] in [0, 1], each with its name, under named columns, as PNG bytes.
+
+    Of more than three channels the first three are drawn, of two the first.
+    """
     figure = Figure(figsize=(0.8 * len(columns) + 1.2, 0.85 * len(rows) + 0.3), dpi=110, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, images) in zip(grid, rows):

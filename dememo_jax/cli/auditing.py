@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dememo_jax.cli import cohorts, lineage, memberships, recovering, runs, selection
+from dememo_jax.cli import classes, cohorts, lineage, memberships, recovering, runs, selection
 from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.runs import positive
 from dememo_jax.cli.selection import Target
@@ -29,7 +29,7 @@ def audit_model(config: Audit) -> dict:
     """`dememo audit`."""
     started = runs.clock(config.run)
     case, digests = _case(config)
-    described = runs.describe(config, **digests)
+    described = runs.describe(case.config, **digests) | classes.kept(case.base)
     if done := runs.begin(config.run, described):
         return done
     parts = [part for work in WORK for part in work(case)]
@@ -55,6 +55,7 @@ def _case(config: Audit) -> tuple[Case, dict[str, str]]:
     require(0 < config.alpha < 1, f"--alpha must lie strictly between 0 and 1, got {config.alpha}")
     require(0 < config.goal <= 1, f"--goal is an accuracy in (0, 1], got {config.goal}")
     base = lineage.trained(config.source)
+    config = classes.numbered(config, base)
     mask = selection.target_mask(base, config.target_class)
     reference = None if config.against is None else _retrained(base, config.against, mask)
     key = jax.random.key(config.seed)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dememo_jax import certify, checkpoint, mesh, models, tree
-from dememo_jax.cli import certificates, console, lineage, runs
+from dememo_jax.cli import certificates, classes, console, lineage, runs
 from dememo_jax.cli.certificates import CONTROL, THIS, Lengths
 from dememo_jax.cli.configs import Certify, Join
 from dememo_jax.cli.runs import positive
@@ -40,12 +40,13 @@ def certify_model(config: Certify) -> dict:
     require(config.tau is None or config.first is None, "--tau asks in the order of the draws; it takes no --first")
     _plan(config, groups=2, refuse=config.first is None and not config.plan)
     base = lineage.trained(config.source)
+    config = classes.numbered(config, base)
     target = target_of(base, config.target_class)
     contexts = (
         {THIS: base} if config.control is None else {THIS: base, CONTROL: lineage.companion(base, config.control, "--control")}
     )
     labels = np.asarray(base.test.y)
-    groups = {f"class {target}": labels == target, "test set": np.ones(len(labels), bool)}
+    groups = {base.called(target): labels == target, "test set": np.ones(len(labels), bool)}
     clouds = {name: _cloud(config, context, groups) for name, context in contexts.items()}
     if config.plan:
         return _tell(config, clouds[THIS], len(clouds), started)

@@ -11,6 +11,7 @@ from dememo_jax.cli.flags import (
     TEXT,
     Attack,
     Augmentation,
+    Class,
     Comparator,
     Counter,
     Folder,
@@ -51,8 +52,8 @@ class Protect:
     """Where TFDS data sets lie."""
     side: int | None = None
     """Pixels: resize the images of a folder, or of TFDS, and keep the middle square."""
-    classes: tuple[int, ...] = ()
-    """Classes to protect; none means all."""
+    classes: tuple[Class, ...] = ()
+    """Classes to protect, by number or name; none means all."""
     share: float = 1.0
     """Share of those classes' examples to protect."""
     radius: float | None = None
@@ -115,7 +116,7 @@ class Train:
     """Pixels: resize the images of a folder, or of TFDS, and keep the middle square."""
     stream: bool = False
     """Read the training images from disk as they are needed, for data that does not fit into memory."""
-    protected_classes: tuple[int, ...] = ()
+    protected_classes: tuple[Class, ...] = ()
     """Use the perturbation on these classes only; none means all that the protect run covers."""
     model: Net = "cnn"
     """decoder, for texts: two blocks of width 64, trained from nothing to write the label after the text."""
@@ -160,15 +161,16 @@ class Unlearn:
     """Exact: retrain. On the retain set alone: finetune, l1-sparse, cf-k, eu-k. On the forget set alone: gradient-ascent,
     boundary-shrink, boundary-expand. On both: neggrad-plus, npo, simnpo, random-labels, salun, scrub, bad-teacher, unsir. In
     one step: influence, ssd. Certified: noisy, noisy-clip, output-noise."""
-    forget_class: tuple[int, ...] = ()
-    """Classes to forget."""
+    forget_class: tuple[Class, ...] = ()
+    """Classes to forget, by number or name."""
     forget_share: float = 1.0
     """Share of those classes' training examples to forget."""
     forget_part: Literal["all", "protected", "clean"] = "all"
     """Of those, all, the protected (Du) or the clean ones (Dc)."""
     forget_index: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Instead of classes: a .npy of indices or with a boolean mask [N], or a text file with one index a line."""
-    observed_classes: tuple[int, ...] = ()
+    """Instead of classes: a .npy of indices or with a mask [N], or a text file with one index a line. N zeros and ones are
+    a mask."""
+    observed_classes: tuple[Class, ...] = ()
     """Classes whose test images show what is left of the rest (Dtr); none means all that are not forgotten."""
     reference: Annotated[Path | None, arg(metavar="DIR")] = None
     """The retrained model (an unlearn run with retrain, of the same examples): the gap to it is shown, and its seconds."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
@@ -32,6 +32,10 @@ Solver = Literal["ball", "normalized", "one_step", "hvp", "diagonal"]
 Landscape = Literal["trajectory", "random", "top"]
 Comparator = Literal["same_procedure", "from_centre", "data_independent"]
 Net = Literal["mlp", "cnn", "cnn3", "resnet18", "resnet50", "densenet121", "senet18", "vit-tiny", "decoder"]
+if TYPE_CHECKING:
+    Class = int  # as `classes.numbered` leaves it
+else:
+    Class = int | str  # as it is given: its number, or its name
 From = Annotated[Path, arg(name="from", metavar="DIR")]
 MaybeFrom = Annotated[Path | None, arg(name="from", metavar="DIR")]
 Folder = Annotated[Path, arg(metavar="DIR")]

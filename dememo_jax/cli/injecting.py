@@ -11,7 +11,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import files, keys, protect, report, sources
-from dememo_jax.cli import lineage, runs, texts, victims
+from dememo_jax.cli import classes, lineage, runs, texts, victims
 from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import require
 from dememo_jax.report import Section, Table
@@ -35,6 +35,7 @@ def protect_texts(config: Protect) -> dict:
     _check(config)
     base = lineage.clean(config.data, config.data_dir, config.side, config.text)
     language, labels, key = _of(base), np.asarray(base.train.y), jax.random.key(config.seed)
+    config = classes.numbered(config, base)
     if config.evaluate:
         base.model_of(config.model)
     everyone = sets.of_classes(labels, config.classes or range(base.classes))

@@ -30,6 +30,12 @@ class Known:
     classes: int
     digest: str  # of the arrays, or of the run that this comes from
     language: texts.Language | None = None  # where the examples are texts
+    names: tuple[str, ...] = ()  # of the classes, where they have any
+
+    def called(self, label: int) -> str:
+        """A class by its number, and its name where that is another."""
+        name = self.names[label] if 0 <= label < len(self.names) else str(label)
+        return f"class {label}" if name == str(label) else f"class {label} ({name})"
 
     def model_of(self, name: str, outputs: int | None = None, precision: str = "float32") -> Model:
         """The network of that name for images of this size, with an output a class where nothing else is said; or for texts.
@@ -114,18 +120,30 @@ def clean(name: str, data_dir: Path | None, side: int | None = None, text: Text 
         require(data_dir is None, "--data-dir is where TFDS data sets lie: leave it away with texts")
         require(side is None, "--side resizes images: leave it away with texts")
         train, test, language, digest = texts.read(name, text)
-        return Source(name=name, train=train, test=test, classes=len(language.train.names), digest=digest, language=language)
+        names = language.train.names
+        return Source(
+            name=name, train=train, test=test, classes=len(names), digest=digest, language=language, names=names
+        )  # fmt: skip
     require(text == TEXT, f"--text.* are the settings of texts, a .tsv or .jsonl; {name} has images")
     train, test = sources.load(name, data_dir, side=side)
     digest = runs.digest(train.x, train.y, test.x, test.y)
-    return Source(name=name, train=train, test=test, classes=sources.classes(train), digest=digest)
+    classes = sources.classes(train)
+    names = _names(name, data_dir, classes)
+    return Source(name=name, train=train, test=test, classes=classes, digest=digest, names=names)
 
 
 def streamed(name: str, data_dir: Path | None, side: int | None, *, batch: int, seed: int) -> Streamed:
     """The same, with the training images on disk; only the test images are in memory."""
     stream = sources.stream(name, data_dir, side=side, batch=batch, seed=seed)
     test = sources.load_split(name, data_dir, split="test", side=side)
-    return Streamed(name=name, stream=stream, test=test, classes=stream.classes, digest=stream.digest)
+    names = _names(name, data_dir, stream.classes)
+    return Streamed(name=name, stream=stream, test=test, classes=stream.classes, digest=stream.digest, names=names)
+
+
+def _names(name: str, data_dir: Path | None, classes: int) -> tuple[str, ...]:
+    found = sources.class_names(name, data_dir)
+    require(len(found) in (0, classes), f"{name}: {len(found)} names of classes, and there are {classes}")
+    return found
 
 
 def protected(folder: Path) -> Source:

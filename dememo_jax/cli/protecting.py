@@ -8,11 +8,11 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import files, keys, protect, release, report, sources
-from dememo_jax.cli import injecting, lineage, recipes, runs, victims
+from dememo_jax.cli import classes, injecting, lineage, recipes, runs, victims
 from dememo_jax.cli.configs import REGTEXT, Protect
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.report import Section, Table
-from dememo_jax.types import Dataset, Method, Perturbation
+from dememo_jax.types import Method, Perturbation
 
 PARTIAL = "perturbation-partial.npz"
 
@@ -26,6 +26,10 @@ def protect_data(config: Protect) -> dict:
     started = runs.clock(config.run)
     base = lineage.clean(config.data, config.data_dir, config.side, config.text)
     base.model_of(config.model)
+    config = classes.numbered(config, base)
+    channels = base.train.x.shape[-1]
+    drawable = not config.images or channels in (1, 3)
+    require(drawable, f"--images writes PNG files of 1 or 3 channels; {config.data} has {channels}")
     runs.positive(
         radius=config.radius, pixels=config.pixels, passes=config.passes, batch=config.batch, epochs=config.epochs,
         inner_steps=config.inner_steps, restarts=config.restarts, draws=config.draws, learner_steps=config.learner_steps,
@@ -36,7 +40,7 @@ def protect_data(config: Protect) -> dict:
     mask = sets.share_of(keys.named(jax.random.key(config.seed), "share"), everyone, labels, config.share)
     require(mask.any(), "--share leaves no example to protect; raise it")
     budget = recipes.radius(config, base)
-    described = runs.describe(config, data_digest=base.digest) | {"radius": budget}
+    described = runs.describe(config, data_digest=base.digest) | {"radius": budget} | classes.kept(base)
     made = None
     if not (config.run / runs.RESULT).exists():  # bad input must show before the folder is claimed
         made = recipes.make(config, base, mask, budget)
@@ -48,8 +52,8 @@ def protect_data(config: Protect) -> dict:
     perturbation, history = (made, list[dict]()) if isinstance(made, Perturbation) else _run(config, base, mask, made)
     lineage.save(config.run / lineage.NOISE, perturbation)
     manifest = _release(config, base, perturbation, described, budget)
-    files.write(config.run / "examples.png", _examples(base.train, perturbation, labels, mask))
-    section, values = _result(config, budget, mask, history, manifest["measured"])
+    files.write(config.run / "examples.png", _examples(base, perturbation, labels, mask))
+    section, values = _result(config, base.train.x.shape[-1], budget, mask, history, manifest["measured"])
     if config.evaluate:
         tables, plot, values["evaluation"] = victims.evaluate(config, base, perturbation)
         section = Section(section.title, section.summary, (*section.tables, *tables), (plot,), section.pictures)
@@ -84,12 +88,12 @@ def _release(config: Protect, base: lineage.Source, perturbation: Perturbation, 
     }
     return release.write(
         config.run / "release", base.train, base.test, perturbation,
-        manifest=manifest, norm=kind.norm, radius=size, images=config.images,
+        manifest=manifest, norm=kind.norm, radius=size, images=config.images, class_names=base.names,
     )  # fmt: skip
 
 
 def _result(
-    config: Protect, budget: float | None, mask: np.ndarray, history: list[dict], measured: dict
+    config: Protect, channels: int, budget: float | None, mask: np.ndarray, history: list[dict], measured: dict
 ) -> tuple[Section, dict]:
     norm = recipes.KINDS[config.method].norm
     said = {
@@ -103,22 +107,25 @@ def _result(
     values: dict[str, Any] = {
         "method": config.method, "protected": int(mask.sum()), "budget": said, "history": history, "measured": measured,
     }  # fmt: skip
+    odd = {1: "", 2: ", the first of 2 channels", 3: ""}
+    drawn = f"examples{odd.get(channels, f', the first three of {channels} channels')}"
     row = (config.method, values["protected"], said, measured["linf"], measured["l2"], measured["pixels"], error)
     columns = ("method", "images", "budget", "grey levels", "l2", "pixels", "surrogate error")
-    note = "The largest change of any image, counted after rounding to 8 bits: grey levels, l2, pixels touched."
+    note = "The largest change of any image, counted after rounding to 8 bits: grey levels, l2, pixels touched. "
+    note += f"{release.in_words(release.Budget(**measured))}."
     table = Table("Perturbation", columns, (row,), note)
-    return Section(f"protect: {config.method}", summary, (table,), (), (("examples.png", "examples"),)), values
+    return Section(f"protect: {config.method}", summary, (table,), (), (("examples.png", drawn),)), values
 
 
-def _examples(data: Dataset, perturbation: Perturbation, labels: np.ndarray, mask: np.ndarray) -> bytes:
+def _examples(base: lineage.Source, perturbation: Perturbation, labels: np.ndarray, mask: np.ndarray) -> bytes:
     """The first protected image of each class, clean and protected, and the change around grey at full contrast."""
     shown = [int(np.flatnonzero(mask & (labels == c))[0]) for c in np.unique(labels[mask])][:10]
-    clean = sets.take(data, jnp.asarray(shown))
+    clean = sets.take(base.train, jnp.asarray(shown))
     noisy = np.asarray(sets.perturb(clean, perturbation).x)
     change = noisy - np.asarray(clean.x)
     times = 0.5 / max(float(np.abs(change).max()), 1e-9)
     rows = [("clean", np.asarray(clean.x)), ("protected", noisy), (f"change x {times:.3g}", 0.5 + times * change)]
-    return report.image_grid(rows, [str(labels[i]) for i in shown])
+    return report.image_grid(rows, [base.called(int(labels[i])).removeprefix("class ") for i in shown])
 
 
 STAGES = {Protect: protect_data}

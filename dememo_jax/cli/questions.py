@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from dememo_jax.cli.flags import Attack, Folder, From, Landscape, Solver
+from dememo_jax.cli.flags import Attack, Class, Folder, From, Landscape, Solver
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Audit:
     """On this model alone: sok (the SoK's three), signals (confidence, entropies, with a ROC), thresholds (of each class),
     recovery, random (points on the ball's sphere), relearn. With shadow models: lira, rmia. With many models of the same
     recipe, unlearned the same way, and as many retrained: u-lira, klom, epsilon, two-sided, relative."""
-    target_class: int | None = None
-    """The class in question; default the examples that the run forgot, or all that it was trained on."""
+    target_class: Class | None = None
+    """The class in question, by number or name; default the examples that the run forgot, or all that it was trained on."""
     radii: tuple[float, ...] = (0.4, 0.8)
     """l2 radii of the recovery attack."""
     relative: bool = False
@@ -70,8 +70,8 @@ class Certify:
     """An unlearn or train run."""
     control: Annotated[Path | None, arg(metavar="DIR")] = None
     """A model trained on clean data, certified the same way beside it: without one a low bound means little."""
-    target_class: int | None = None
-    """The class to bound beside the whole test set; default the class that the run forgot."""
+    target_class: Class | None = None
+    """The class, by number or name, to bound beside the whole test set; default the class that the run forgot."""
     sigma: float = 0.05
     """Standard deviation of the weight noise."""
     relative: bool = False

@@ -193,6 +193,8 @@ def radius(config: Protect, base: lineage.Source) -> float | None:
         require(config.radius is None, f"{config.method} has no budget in a norm: leave --radius away")
         return None
     if config.radius is not None:
+        if kind.norm == "l2":
+            projected.check_l2(config.radius, base.train.x.shape[1:])
         return config.radius
     published = kind.radius(int(np.prod(base.train.x.shape[1:])))
     return published * scale(base)

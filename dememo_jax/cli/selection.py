@@ -42,22 +42,33 @@ def _chosen(config: Unlearn, base: lineage.Trained, labels: np.ndarray) -> np.nd
 
 
 def indices(path: Path, count: int) -> np.ndarray:
-    """The sorted indices that a file names, each once: .npy of integers or a mask, or text with one a line."""
-    what = f"{path}: expected a .npy of integer indices or with a boolean mask [{count}], or a text file with one index a line"
+    """The sorted indices that a file names, each once: .npy of integers or a mask, or text with one a line.
+
+    As many zeros and ones as there are examples are a mask. Says so, and how many indices were named more than once.
+    """
+    what = f"{path}: expected a .npy of integer indices or with a mask [{count}], or a text file with one index a line"
+    require(path.is_file(), f"{what} (no such file)")
+    require(path.stat().st_size <= 2**16 + 64 * count, f"{what} (larger than {count} indices are)")
     try:
-        if path.suffix != ".npy":
-            return checked([int(line) for line in path.read_text().splitlines() if line.strip()], count)
-        array = np.load(path, allow_pickle=False)
-    except BadInput:
-        raise
-    except (OSError, ValueError, EOFError) as error:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            array = np.array([int(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()], object)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise BadInput(f"{what} ({error})") from error
     require(isinstance(array, np.ndarray), f"{what}; got an archive of arrays")
     if array.dtype == bool:
         require(array.shape == (count,), f"{what}; got a mask {array.shape}")
         return np.flatnonzero(array)
-    require(np.issubdtype(array.dtype, np.integer) and array.ndim == 1, f"{what}; got {array.dtype} {array.shape}")
-    return checked(array, count)
+    whole = array.dtype == object or np.issubdtype(array.dtype, np.integer)
+    require(whole and array.ndim == 1, f"{what}; got {array.dtype} {array.shape}")
+    if len(array) == count > 2 and np.isin(array, (0, 1)).all():
+        console.say(f"{path}: {count:,} zeros and ones are read as a mask, of {int(array.sum()):,} examples")
+        return np.flatnonzero(array.astype(bool))
+    found = checked(array, count)
+    if len(found) < len(array):
+        console.warn(f"{path}: {len(array) - len(found):,} of the {len(array):,} indices are named more than once")
+    return found
 
 
 def checked(given, count: int) -> np.ndarray:
@@ -90,12 +101,12 @@ def audited(base: lineage.Trained, asked: int | None, hints: np.ndarray) -> Targ
     classes = np.unique(labels[mask])
     unseen = np.isin(tested, classes)
     if asked is not None or len(classes) == 1:
-        part, what = (f"class {classes[0]}", sets.select(base.test, unseen))
-        return Target(part, mask, unseen, what, f"test images of class {classes[0]}")
+        part, what = (base.called(int(classes[0])), sets.select(base.test, unseen))
+        return Target(part, mask, unseen, what, f"test images of {part}")
     if base.forget is None:
         return Target("the training set", mask, unseen, base.test, "test images")
     if all((labels == k).sum() == (mask & (labels == k)).sum() for k in classes):
-        name = f"classes {', '.join(map(str, classes))}"
+        name = f"classes {', '.join(base.called(int(k)).removeprefix('class ') for k in classes)}"
         return Target(name, mask, unseen, sets.select(base.test, unseen), f"test images of {name}")
     rest = mask & ~hints
     require(rest.any(), "the attacker holds all of the forgotten examples: none is left to measure on; lower --hint-share")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dememo_jax import checkpoint, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import certified, forgetting, lineage, runs, selection
+from dememo_jax.cli import certified, classes, forgetting, lineage, runs, selection
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.cli.forgetting import Job
 from dememo_jax.errors import require
@@ -39,6 +39,7 @@ def unlearn_data(config: Unlearn) -> dict:
     """`dememo unlearn`."""
     started = runs.clock(config.run)
     base = lineage.trained(config.source)
+    config = classes.numbered(config, base)
     forgetting.check_options(config)
     fits = base.language is None or config.method not in forgetting.PICTURED
     require(fits, f"{config.method} changes images, or adds a class, and {config.source} was trained on texts")
@@ -52,7 +53,7 @@ def unlearn_data(config: Unlearn) -> dict:
     digests = {"source_digest": base.digest, "forget_digest": runs.digest(forget)}
     if reference:
         digests["reference_digest"] = reference.digest
-    described = runs.describe(config, **digests) | {"epochs": epochs, "lr": lr}
+    described = runs.describe(config, **digests) | {"epochs": epochs, "lr": lr} | classes.kept(base)
     job = Job(config, base, forget, epochs, lr)
     forgetting.check_counts(job)
     finished = (config.run / runs.RESULT).exists()
@@ -140,7 +141,8 @@ def _result(
         "method": config.method, "forgotten": int(job.forget.sum()), **found, "history": outcome.history, **outcome.facts
     }  # fmt: skip
     shown = ", ".join(f"{name} {found['before'][name]:.3f} -> {found['after'][name]:.3f}" for name in parts)
-    summary = f"{config.method} of {values['forgotten']:,} examples: {shown}"
+    named = f" of {', '.join(base.called(k) for k in config.forget_class)}" if base.names and config.forget_class else ""
+    summary = f"{config.method} of {values['forgotten']:,} examples{named}: {shown}"
     note = NOTE
     if reference and config.reference:
         gaps = {name: _gap(accuracy, found["retrain"]) for name, accuracy in found.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from dememo_jax import checkpoint, keys, loop, models, projected, sources
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import console, lineage, networks, recipes, runs, texts
+from dememo_jax.cli import classes, console, lineage, networks, recipes, runs, texts
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
@@ -64,11 +64,12 @@ def train_victim(config: Train) -> dict:
         config = dataclasses.replace(config, data=config.data or "digits")
     config = networks.settled(config)
     base = _base(config)
+    config = classes.numbered(config, base)
     perturbation = None if isinstance(base, lineage.Streamed) else lineage.narrowed(base, config.protected_classes)
     model, against = base.model_of(config.model), against_it(config, base)
     in_place = against.prepare is None or not config.stream
     require(in_place, "a countermeasure that prepares the whole training set needs it in memory: leave --stream away")
-    described = runs.describe(config, source_digest=base.digest)
+    described = runs.describe(config, source_digest=base.digest) | classes.kept(base)
     if done := runs.begin(config.run, described):
         return done
     lineage.keep_tokenizer(config.run, base)

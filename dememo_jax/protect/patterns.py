@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys
+from dememo_jax import keys, projected
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Array, Dataset, Key, Perturbation
 
@@ -71,6 +71,7 @@ def linear_patches(
     require(class_sep > 0, f"class_sep must be positive, got {class_sep}")
     radius = 6 / 255 * math.sqrt(math.prod(shape)) if radius is None else radius
     require(radius > 0, f"the budget (radius) must be positive, got {radius}")
+    projected.check_l2(radius, shape)
     grid = -(-height // patch), -(-width // patch), channels
     features = math.prod(grid)
     require(2**features >= classes, f"{features} features have too few vertices for {classes} classes: use a smaller patch")
@@ -139,6 +140,8 @@ def autoregressive(
     require(norm in NORMS, f"norm must be 'l2' or 'linf', got {norm!r}")
     radius = {"l2": math.sqrt(math.prod(shape) / 3072), "linf": 8 / 255}[norm] if radius is None else radius
     require(radius > 0, f"the budget (radius) must be positive, got {radius}")
+    if norm == "l2":
+        projected.check_l2(radius, shape)
     if processes is None:
         to_classes = keys.named(key, "classes")
         processes = coefficients(to_classes, classes, shape[2], size=(shape[0], shape[1]), separation=separation)

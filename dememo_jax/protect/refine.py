@@ -97,6 +97,8 @@ class Job(NamedTuple):
 
 
 def _refine(how: How, key: Key, weights: Weights, context: Any, examples: Dataset, noise: Array, active: Array) -> Array:
+    if how.ball.norm == "l2":
+        projected.check_l2(how.ball.size, noise.shape[1:])
     job = Job(examples, active, weights, context)
     noise = _worn(job, noise)
     if how.restarts == 1:

@@ -163,6 +163,8 @@ def random_noise(key: Key, data: Dataset, mask=None, *, ball: projected.Ball, gr
     require(granularity in ("sample", "class"), f"granularity must be 'sample' or 'class', got {granularity!r}")
     sets.check_whole(data, int(data.y.max()) + 1)
     mask = sets.check_mask(mask, len(data.y))
+    if ball.norm == "l2":
+        projected.check_l2(ball.size, data.x.shape[1:])
     sample = granularity == "sample"
     rows = len(data.y) if sample else int(data.y.max()) + 1
     drawn = jax.random.normal(key, (rows, *data.x.shape[1:]))

@@ -10,8 +10,10 @@ from dememo_jax.sources.named import class_names, classes, is_path, load, load_s
 from dememo_jax.sources.pretrained import decoder, decoder_net
 from dememo_jax.sources.streams import Stream, stream
 from dememo_jax.sources.tokens import Rows, encode, label_tokens, make_tokenizer, read_tokenizer
+from dememo_jax.sources.words import composed
 
 __all__ = [
-    "KEYS", "Rows", "Stream", "Texts", "check", "class_names", "classes", "decoder", "decoder_net", "encode", "is_path",
-    "is_texts", "label_tokens", "load", "load_split", "make_tokenizer", "read_tokenizer", "rewritten", "stream", "texts",
+    "KEYS", "Rows", "Stream", "Texts", "check", "class_names", "classes", "composed", "decoder", "decoder_net", "encode",
+    "is_path", "is_texts", "label_tokens", "load", "load_split", "make_tokenizer", "read_tokenizer", "rewritten", "stream",
+    "texts",
 ]  # fmt: skip
