@@ -78,7 +78,7 @@ def test_index_files_that_are_refused(tmp_path, content, says):
 def test_only_files_are_index_files(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "none.npy", "/dev/zero"):
-        with pytest.raises(BadInput, match="no such file"):
+        with pytest.raises(BadInput, match="No such file"):
             selection.indices(type(tmp_path)(path), COUNT)
 
 

@@ -47,7 +47,7 @@ def indices(path: Path, count: int) -> np.ndarray:
     As many zeros and ones as there are examples are a mask. Says so, and how many indices were named more than once.
     """
     what = f"{path}: expected a .npy of integer indices or with a mask [{count}], or a text file with one index a line"
-    require(path.is_file(), f"{what} (no such file)")
+    require(path.is_file(), f"{what} (No such file, or it is none)")
     require(path.stat().st_size <= 2**16 + 64 * count, f"{what} (larger than {count} indices are)")
     try:
         if path.suffix == ".npy":
