@@ -290,6 +290,19 @@ def test_bad_input(toy, change, sentence):
         fit(toy, change.pop("deleted", None), **change)
 
 
+def test_networks_that_would_take_no_step_do_not_vote(toy):
+    """One epoch over three slices rounds to the stages 0, 1, 0: where the second slice is gone, nothing is trained."""
+    how = {"epochs": 1}
+    assert shards.budget(1, R) == (0, 1, 0)
+    gone = (PLAN.shard == 2) & (PLAN.slice == 1)
+    found, _ = fit(toy, gone, **how)
+    assert (found.shards, found.lost) == ((0, 1, 3), (2,))
+    with pytest.raises(BadInput, match="no network would be trained"):
+        fit(toy, PLAN.slice == 1, **how)
+    left = shards.check_left(PLAN, 1, gone)
+    np.testing.assert_array_equal(left, gone)
+
+
 def test_bad_plans():
     for count, of, slices in ((10, 0, 1), (10, 1, 0), (10, 4, 3)):
         with pytest.raises(BadInput, match="need"):

@@ -16,7 +16,8 @@ import pytest
 from commands import inside, result
 
 from dememo_jax import cli
-from dememo_jax.cli import console, failures, locks, runs
+from dememo_jax.cli import console, failures, lineage, locks, recipes, runs
+from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import BadInput, NonFinite
 
 SMALL = ("train", "--model", "mlp", "--epochs", 1)
@@ -352,3 +353,32 @@ def test_a_run_that_stands_on_itself_is_refused(victim, tmp_path, capsys):
     for name in ("self", "one"):
         assert inside("unlearn", "--from", tmp_path / name, "--forget-class", 0, "--run", tmp_path / "u") == cli.BAD_INPUT
         assert "stands on itself" in capsys.readouterr().err
+
+
+# --- what is said and what is kept -------------------------------------------------------------------------------
+
+
+def test_a_model_that_still_knows_all_of_it_is_hinted_at(victim, tmp_path, capsys):
+    ascent = ("unlearn", "--from", victim, "--method", "gradient-ascent", "--epochs", 1, "--forget-class", 0)
+    assert inside(*ascent, "--lr", 1e-9, "--run", tmp_path / "little") == 0
+    assert "did not move" in capsys.readouterr().err
+    before = result(tmp_path / "little")["values"]
+    assert before["before"]["Dc"] == before["after"]["Dc"]
+
+
+@pytest.mark.parametrize("method", ["gradient-ascent", "finetune"])
+def test_weights_that_answer_nothing_are_no_result(method, victim, tmp_path, capsys):
+    """The loss is taken before each step: of one step it is that of the given model, whatever the step does."""
+    unlearn = ("unlearn", "--from", victim, "--method", method, "--epochs", 1, "--batch", 64, "--forget-class", 0)
+    assert inside(*unlearn, "--lr", 1e38, "--run", tmp_path / "u") == cli.FAILED
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "u" / "result.json").exists()
+
+
+@pytest.mark.parametrize("method", ["ue-s", "tap", "pue", "tue", "pil", "em"])
+def test_recipes_are_made_once(method):
+    base = lineage.clean("digits", None)
+    mask = np.ones(len(base.train.y), bool)
+    configs = [Protect(run=Path(name), method=method, model="mlp") for name in "ab"]
+    one, other = (recipes.make(config, base, mask, 0.1) for config in configs)
+    assert (one.init, one.step) == (other.init, other.step)

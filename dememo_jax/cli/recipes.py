@@ -1,5 +1,6 @@
 """The recipes by the names that the command line gives them, with the published numbers where nothing else is asked."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,17 +60,25 @@ class Job:
         return shared | {name: value for name, value in given.items() if value is not None}
 
 
+@functools.lru_cache(maxsize=64)
+def _made(recipe: Callable[..., Any], *first: Any, **how: Any) -> Any:
+    """`recipe(*first, **how)`, the same object for the same arguments, so that its programs are compiled and kept once."""
+    return recipe(*first, **how)
+
+
 def _alternating(recipe: Callable, job: Job, *, published: int, **more: Any) -> protect.Recipe:
     """UE, GrayAug, lock: a few batches of the learner, then a pass."""
     batch = job.batch(published)
-    return recipe(job.model, **job.common(batch=batch, learner_steps=job.learner_steps(batch), passes=job.passes, **more))
+    return _made(
+        recipe, job.model, **job.common(batch=batch, learner_steps=job.learner_steps(batch), passes=job.passes, **more)
+    )
 
 
 def _online(recipe: Callable, job: Job, **more: Any) -> protect.Recipe:
     """EM, REM, SEM: 12.8 epochs, the published 5,000 batches of CIFAR-10."""
     batch = job.batch(128)
     steps = math.ceil((job.config.epochs or 12.8) * len(job.mask) / batch)
-    return recipe(job.model, **job.common(batch=batch, learner_steps=steps, iterations=min(50, steps), **more))
+    return _made(recipe, job.model, **job.common(batch=batch, learner_steps=steps, iterations=min(50, steps), **more))
 
 
 def _robust(job: Job, *, stable: bool) -> protect.Recipe:
@@ -79,11 +88,11 @@ def _robust(job: Job, *, stable: bool) -> protect.Recipe:
 
 def _by_epochs(recipe: Callable, job: Job, *first: Any) -> protect.Recipe:
     """AUE, MI-UE: an epoch of the learner, then a pass."""
-    return recipe(job.model, *first, **job.common(batch=job.batch(128), passes=job.passes))
+    return _made(recipe, job.model, *first, **job.common(batch=job.batch(128), passes=job.passes))
 
 
 def _pretrained(recipe: Callable, job: Job, *first: Any, **more: Any) -> protect.Recipe:
-    return recipe(job.model, *first, **job.common(epochs=job.config.epochs, **more))
+    return _made(recipe, job.model, *first, **job.common(epochs=job.config.epochs, **more))
 
 
 def _adversarial(job: Job, **how: Any) -> protect.Recipe:
@@ -103,19 +112,19 @@ def _entangled(job: Job, form: str) -> protect.Recipe:
 def _transferable(job: Job, form: Literal["published", "paper"]) -> protect.Recipe:
     encoder = job.base.model_of(job.config.model, 128) if form == "paper" else None
     how = job.common(batch=job.batch(512), passes=job.config.passes)
-    return protect.transferable(encoder, form=form, **how)
+    return _made(protect.transferable, encoder, form=form, **how)
 
 
 def _provable(job: Job) -> protect.Recipe:
     batch, draws = job.batch(128), job.config.draws
     steps = job.config.learner_steps or (job.learner_steps(batch) if job.small else 20)
     how = job.common(batch=batch, learner_steps=steps, passes=job.passes)
-    return protect.provable(job.model, learner_draws=draws or 100, noise_draws=min(draws or 10, 10), **how)
+    return _made(protect.provable, job.model, learner_draws=draws or 100, noise_draws=min(draws or 10, 10), **how)
 
 
 def _kernel(job: Job) -> protect.Recipe:
     steps = job.config.passes or 10
-    method = protect.ntga(radius=job.radius, classes=job.base.classes, steps=steps)
+    method = _made(protect.ntga, radius=job.radius, classes=job.base.classes, steps=steps)
     return protect.Recipe(method.init, method.step, steps, None, lambda state, data: state.perturbation)
 
 
@@ -171,7 +180,7 @@ KINDS: dict[str, Kind] = {
     "entf-push": _linf(partial(_entangled, form="push")),
     "entf-pull": _linf(partial(_entangled, form="pull")),
     "clog": _linf(partial(_pretrained, protect.tensor_clog)),
-    "pil": _linf(lambda job: protect.linear_surrogate(**job.common(epochs=job.config.epochs))),
+    "pil": _linf(lambda job: _made(protect.linear_surrogate, **job.common(epochs=job.config.epochs))),
     "tue": _linf(partial(_transferable, form="published")),
     "tue-paper": _linf(partial(_transferable, form="paper")),
     "pue": _linf(_provable),

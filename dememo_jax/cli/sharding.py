@@ -52,8 +52,8 @@ def sisa(config: Sisa) -> dict:
     base.model_of(config.model)  # bad input must show before the folder is claimed
     count, key = len(base.train.y), jax.random.key(config.seed)
     asked = _asked(config, count)
-    shards.check_deleted(selection.mask_of(asked, count), count)
     plan = shards.deal(keys.named(key, "plan"), count, shards=config.shards, slices=config.slices)
+    shards.check_left(plan, config.epochs, selection.mask_of(asked, count))
     everything = runs.describe(config, source_digest=base.digest) | {"width": config.width}
     described = {name: value for name, value in everything.items() if name not in ("delete", "delete_index")}
     done = runs.begin(config.run, described, again=True)
@@ -207,7 +207,7 @@ def _rounds(log: Log, plan: shards.Plan, config: Sisa, named: Callable[[int], sh
                 "shards": np.unique(plan.shard[new]).tolist(),
                 "stages": len(anew),
                 "stages_of_all": plan.shards * plan.slices,
-                "share": float(sum(work[place] for place in anew) / work.sum()),
+                "share": float(sum(work[place] for place in anew) / max(1, work.sum())),
                 "seconds": entry["seconds"],
             }
         )
@@ -243,7 +243,11 @@ def _learned(
 
 def _tables(values: dict, count: int, config: Sisa) -> tuple[Table, ...]:
     row = (values["test"], values["deleted_accuracy"], values["deleted"], count - values["deleted"])
-    lost = f" Without examples, and so without a vote: shards {values['lost_shards']}." if values["lost_shards"] else ""
+    lost = (
+        f" Without examples, or without an example pass, and so without a vote: shards {values['lost_shards']}."
+        if values["lost_shards"]
+        else ""
+    )
     met = "Deleted examples are to these networks what test images are: they never met them." if values["deleted"] else ""
     together = Table(
         "Ensemble", ("test accuracy", "on deleted examples", "deleted", "remaining"), (row,),

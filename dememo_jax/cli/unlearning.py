@@ -9,7 +9,7 @@ import numpy as np
 
 from dememo_jax import checkpoint, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import certified, classes, forgetting, lineage, runs, selection
+from dememo_jax.cli import certified, classes, console, forgetting, lineage, runs, selection
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.cli.forgetting import Job
 from dememo_jax.errors import require
@@ -68,6 +68,7 @@ def unlearn_data(config: Unlearn) -> dict:
     outcome = work[kind.family](job, made or make(job), parts)
     checkpoint.save(config.run / lineage.WEIGHTS, 0, outcome.weights)
     values, section = _result(job, outcome, parts, reference, runs.elapsed(started))
+    _hint(job, values)
     certified.forget_key(config.run)
     return runs.finish(config.run, described, values, [base.told(section)], started)
 
@@ -159,6 +160,19 @@ def _result(
     curves = tuple((n, span, (found["before"][n], *(entry[n] for entry in outcome.history))) for n in names)
     plot = Plot("unlearning", "Accuracy while unlearning", "epoch", "accuracy", curves)
     return values, Section(f"unlearn: {config.run.name}", summary, tables, (plot,))
+
+
+def _hint(job: Job, values: dict[str, Any]) -> None:
+    """Says where the model answers the forgotten examples as before, and retraining, where it is known, does not."""
+    forgotten = [name for name in ("Du", "Dc") if name in values["after"]]
+    before, after, known = (values.get(which, {}) for which in ("before", "after", "retrain"))
+    same = [name for name in forgotten if before[name] == after[name] and known.get(name, None) != after[name]]
+    if same and job.config.method != "retrain":
+        shown = ", ".join(f"{name} {after[name]:.3f}" for name in same)
+        console.warn(
+            f"accuracy on the forgotten examples did not move ({shown}). If it should, raise the rate, the epochs "
+            "or the strength: the usual ones do not carry over from one data set to another"
+        )
 
 
 def _written(base: lineage.Trained, models: dict[str, Weights], parts: dict, values: dict[str, Any]) -> tuple[Table, ...]:

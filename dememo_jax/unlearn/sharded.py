@@ -29,7 +29,7 @@ from dememo_jax import data as sets
 from dememo_jax import keys, train, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.types import Array, Dataset, Key, Method, Model, Weights
-from dememo_jax.unlearn.shards import Plan, budget, capacity, check_deleted, remaining
+from dememo_jax.unlearn.shards import Plan, budget, capacity, check_deleted, check_left, passes, remaining
 
 
 class Store(NamedTuple):
@@ -46,11 +46,11 @@ class Ensemble:
     weights: Weights  # every leaf stacked [S']
     shards: tuple[int, ...]  # [S'] the shard of each
     sizes: tuple[int, ...]  # [S'] remaining examples of each
-    lost: tuple[int, ...]  # shards without examples: they have no network and no vote
+    lost: tuple[int, ...]  # shards without examples, or whose networks would take no step: they have no network and no vote
     trained: tuple[tuple[int, int], ...]  # (shard, stage) that were trained now; all others came from the store
 
 
-Names = dict[int, tuple[str, ...]]  # shard -> the name of each stage's weights, for the shards that have examples
+Names = dict[int, tuple[str, ...]]  # shard -> the name of each stage's weights, for the shards that are trained
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -66,14 +66,14 @@ def names(key: Key, plan: Plan, *, epochs: int, batch: int, tag: str, deleted: A
     deleted = check_deleted(deleted, len(plan.shard))
     width, each = _width(plan, width), budget(epochs, plan.slices)
     settings = f"{jax.random.key_impl(key)} {jax.random.key_data(key).tolist()} {batch} {width} {capacity(plan)} {tag}"
-    found: Names = {}
+    work, found = passes(plan, epochs, deleted).sum(axis=1), Names()
     for shard in range(plan.shards):
         chain: list[str] = []
         for stage in range(plan.slices):
             at = remaining(plan, deleted, shard, stage)
             what = f"{chain[-1] if chain else settings} {shard} {stage} {each[stage]} {len(at)} "
             chain.append(hashlib.blake2b(what.encode() + at.astype("<i4").tobytes(), digest_size=16).hexdigest())
-        if len(at):
+        if work[shard]:
             found[shard] = tuple(chain)
     return found
 
@@ -108,12 +108,13 @@ def fit(
     always has place s % width of its group; places whose stage is stored, or beyond the last shard, repeat another's
     data for no step, so that one shard alone goes through the same program to the same bits. Another width is another
     program, other bits, and other names.
-    A stage whose slice has no example left takes no step; a shard without any has no network (`Ensemble.lost`).
+    A stage whose slice has no example left takes no step; a shard that takes none at all has no network (`Ensemble.lost`):
+    fresh weights would vote.
     BadInput for arguments that do not fit, NonFinite (keeping the stage before) when weights become infinite or NaN.
     """
     require(len(data.y) == len(plan.shard), f"the plan is for {len(plan.shard)} examples, the data has {len(data.y)}")
     require(batch >= 1, f"batch must be at least 1, got {batch}")
-    deleted, width = check_deleted(deleted, len(plan.shard)), _width(plan, width)
+    deleted, width = check_left(plan, epochs, deleted), _width(plan, width)
     store = memory_store() if store is None else store
     wanted = names(key, plan, epochs=epochs, batch=batch, tag=tag, deleted=deleted, width=width)
     run = functools.partial(_stage, _sgd(model, tx) if method is None else method, tx, batch, data)

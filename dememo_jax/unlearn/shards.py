@@ -86,6 +86,14 @@ def passes(plan: Plan, epochs: int, deleted: Any = None) -> np.ndarray:
     return np.where(counts > 0, counts.cumsum(axis=1) * np.asarray(budget(epochs, plan.slices)), 0)
 
 
+def check_left(plan: Plan, epochs: int, deleted: Any = None) -> np.ndarray:
+    """The deletions as a mask, as `check_deleted`; BadInput also where rounding leaves no network an example pass."""
+    deleted = check_deleted(deleted, len(plan.shard))
+    few = f"{(~deleted).sum():,} examples left in {plan.shards} shards of {plan.slices} slices, {epochs} epoch(s)"
+    require(passes(plan, epochs, deleted).any(), f"no network would be trained ({few}): raise epochs, or take fewer slices")
+    return deleted
+
+
 def expected_cost(shards: int, slices: int, epochs: int | None = None) -> float:
     """Expected cost of one uniform request as a share of the example passes of full training, for equal slices.
 
