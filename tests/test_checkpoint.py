@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from dememo_jax import checkpoint
+from dememo_jax import checkpoint, tree
+from dememo_jax.errors import BadInput
 
 
 class State(NamedTuple):
@@ -128,3 +129,55 @@ def test_nothing_whole_is_none(two):
     assert checkpoint.steps(two) == []
     checkpoint.save(two, 10, make(10))  # and the run starts again
     assert checkpoint.newest(two, make(0))[0].step == 10
+
+
+@pytest.mark.parametrize("name", ["runs [v2]", "a\\b", "[", "plain"])
+def test_folders_of_any_name_keep_what_is_written(name, tmp_path):
+    folder = tmp_path / name / "checkpoints"
+    for step in (10, 20):
+        checkpoint.save(folder, step, make(step), {"loss": step / 7})
+    got, passed_over = checkpoint.newest(folder, make(0))
+    assert (got.step, passed_over) == (20, ())
+    assert_same(got.state, make(20))
+    (tmp_path / name).rename(tmp_path / "moved")
+    assert_same(checkpoint.restore(tmp_path / "moved" / "checkpoints", 10, make(0)).state, make(10))
+
+
+def test_what_cannot_be_read_back_is_no_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PATTERN", set())  # as if the reason were not known
+    with pytest.raises(OSError, match="cannot be read back"):
+        checkpoint.save(tmp_path / "[x]", 3, make(3))
+    assert checkpoint.read(tmp_path / "[x]", make(0))[0] is None
+
+
+def test_the_digest_is_that_of_the_values(two):
+    got, _ = checkpoint.read(two, make(0))
+    assert got.digest == tree.digest(make(20))
+    assert checkpoint.restore(two, 10, make(0)).digest != got.digest
+
+
+def test_reading_moves_nothing(two):
+    damage(two / "20", "flipped")
+    before = sorted(two.parent.rglob("*"))
+    got, faults = checkpoint.read(two, make(0))
+    assert got.step == 10
+    assert len(faults) == 1
+    assert sorted(two.parent.rglob("*")) == before
+
+
+def test_another_tree_is_refused(two):
+    state = make(20)
+    others = {
+        "shape": state._replace(step=jnp.zeros(3, jnp.int32)),
+        "leaf": state._replace(stats={"mean": jnp.ones(2)}),
+        "type": state._replace(params={**state.params, "half": jnp.ones(2, jnp.float32)}),
+    }
+    for other in others.values():
+        with pytest.raises(BadInput, match="checkpoint 20"):
+            checkpoint.restore(two, 20, other)
+
+
+def test_what_a_kill_left_is_cleared_away(two):
+    (two / "30.orbax-checkpoint-tmp").mkdir()
+    checkpoint.save(two, 30, make(30))
+    assert sorted(path.name for path in two.iterdir()) == ["20", "30"]
