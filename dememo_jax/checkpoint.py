@@ -34,7 +34,7 @@ class Restored(NamedTuple):
     step: int
     state: Any
     meta: dict
-    digest: str | None = None  # of the state's values (`tree.digest`); None where an older version wrote it
+    digest: str | None = None  # of the state's values
 
 
 def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = None) -> None:
@@ -53,15 +53,15 @@ def save(directory: str | Path, step: int, state: Any, meta: Mapping | None = No
             )
         except ValueError as error:  # tensorstore reports the operating system's errors as values
             raise OSError(f"could not write the checkpoint of step {step}: {_first_line(error)}") from error
-    digest = tree.digest(state)
+    made = tree.digest(state)
     try:
         found = restore(directory, step, jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else np.asarray(leaf), state))
         back = tree.digest(found.state)
     except BadInput as error:
         back = str(error)
-    if back != digest:
+    if back != made:
         raise OSError(f"the checkpoint of step {step} in {directory} cannot be read back ({back}): choose another folder")
-    files.write(folder / DIGEST, digest)
+    files.write(folder / DIGEST, made)
     files.write(folder / SUMS, json.dumps(_sums(folder)))
 
 
@@ -78,27 +78,33 @@ def restore(directory: str | Path, step: int, like: Any) -> Restored:
         state = got.state if like is None else jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(got.state))
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"checkpoint {step} in {directory} does not hold what is expected: {_first_line(error)}") from error
-    written = Path(directory) / str(step) / DIGEST
-    digest = written.read_text().strip() if written.exists() else None
-    same = like is None or digest in (None, tree.digest(state))  # Orbax casts another type without a word
+    written = digest(directory, step)
+    same = like is None or written in (None, tree.digest(state))  # Orbax casts another type without a word
     require(same, f"checkpoint {step} in {directory} does not hold what is expected, but arrays of other names or types")
-    return Restored(step, state, got.meta, digest)
+    return Restored(step, state, got.meta, written)
 
 
-def read(directory: str | Path, like: Any) -> tuple[Restored | None, tuple[str, ...]]:
-    """The newest checkpoint that is whole, or None; and a sentence for each one that was not. Nothing is moved or written."""
+def digest(directory: str | Path, step: int) -> str | None:
+    """The digest of a checkpoint's values (`tree.digest`), as it was written; None where an older version wrote it."""
+    path = Path(directory) / str(step) / DIGEST
+    return path.read_text().strip() if path.exists() else None
+
+
+def whole(directory: str | Path) -> tuple[int | None, tuple[str, ...]]:
+    """The step of the newest checkpoint that is whole, or None; and a sentence for each newer one that is not."""
     faults: list[str] = []
     for step in steps(directory):
         fault = _fault(Path(directory) / str(step))
         if fault is None:
-            return restore(directory, step, like), tuple(faults)
+            return step, tuple(faults)
         faults.append(f"checkpoint {step} in {directory} {fault}")
     return None, tuple(faults)
 
 
 def newest(directory: str | Path, like: Any) -> tuple[Restored | None, tuple[str, ...]]:
     """The newest checkpoint that is whole, or None; and a sentence for each one that was not and was set aside."""
-    found, faults = read(directory, like)
+    step, faults = whole(directory)
+    found = None if step is None else restore(directory, step, like)
     for step in steps(directory)[: len(faults)]:
         aside = Path(directory).with_name(Path(directory).name + ".damaged")
         shutil.rmtree(aside / str(step), ignore_errors=True)

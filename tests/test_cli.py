@@ -252,9 +252,7 @@ def test_npz_data_and_forget_masks(tmp_path):
     changed = x.copy()
     changed[0, 0, 0, 0] ^= 1  # one bit of the data: not the same run any more
     np.savez(tmp_path / "own.npz", x_train=changed, y_train=y, x_test=x[:30], y_test=y[:30])
-    from dememo_jax.cli import lineage
 
-    lineage.clean.cache_clear()
     assert inside(*train) == cli.BAD_INPUT
 
 

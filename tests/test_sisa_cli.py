@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dememo_jax import checkpoint, cli
-from dememo_jax.cli import configs, networks, sharding
+from dememo_jax.cli import configs, deletions, networks, sharding
 from dememo_jax.errors import BadInput
-from dememo_jax.unlearn import sharded
+from dememo_jax.unlearn import sharded, shards
 
 SMALL = {"model": "mlp", "shards": 3, "slices": 2, "epochs": 3}  # stages of 2 and 2 epochs
 ASKED = (3, 17, 1000)
@@ -25,6 +25,16 @@ def sisa(run, *delete, **how):
 
 def lines(run):
     return [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+
+
+def asked(run):
+    return [line["indices"] for line in lines(run) if "request" in line]
+
+
+def request(run, indices, count):
+    """A request that is logged, and no more."""
+    log = deletions.read(run / "requests.jsonl", count)
+    deletions.request(run / "requests.jsonl", log, np.asarray(indices), count)
 
 
 def stages(run):
@@ -104,7 +114,7 @@ def test_training_then_requests(tmp_path, scratch, saves, capsys):
     assert [entry["requests"] for entry in again["rounds"]] == [[], [1], [2]]
     assert again["rounds"][:2] == values["rounds"]
     assert again["rounds"][2]["examples"] == 1
-    assert [line["indices"] for line in lines(run) if "request" in line] == [[3, 17, 1000], [20]]
+    assert asked(run) == [[3, 17, 1000], [20]]
 
 
 def test_a_crash_after_the_request_loses_nothing(tmp_path, scratch, monkeypatch):
@@ -128,7 +138,7 @@ def test_a_crash_after_the_request_loses_nothing(tmp_path, scratch, monkeypatch)
 def test_a_crash_between_the_log_and_the_result(tmp_path, scratch, monkeypatch):
     run = tmp_path / "run"
     sisa(run)
-    sharding._request(run, np.array(ASKED), 1347)  # on disk, and nothing else done: result.json is of before
+    request(run, ASKED, 1347)  # on disk, and nothing else done: result.json is of before
     assert sisa(run)["values"]["rounds"][-1]["requests"] == [1]
     assert_same(run, scratch)
     (run / "result.json").unlink()  # killed before it was written
@@ -186,17 +196,24 @@ def test_the_store_holds_only_what_is_whole(tmp_path):
 
 
 def test_a_line_cut_short(tmp_path, capsys):
-    log = tmp_path / "requests.jsonl"
-    sharding._request(tmp_path, np.array([5]), 10)
+    log, plan = tmp_path / "requests.jsonl", shards.deal(jax.random.key(0), 10, shards=2, slices=1)
+    deletions.begin(tmp_path, plan, None)
+    request(tmp_path, [5], 10)
     whole = log.read_text()
     log.write_text(whole + '{"request": 2, "ind')
-    sharding._request(tmp_path, np.array([6]), 10)
-    assert "never finished" in capsys.readouterr().err
-    assert [line["indices"] for line in lines(tmp_path)] == [[5], [6]]
+    _, found = deletions.begin(tmp_path, plan, None)
+    assert "never finished" in found.said[0]
+    request(tmp_path, [6], 10)
+    assert asked(tmp_path) == [[5], [6]]
+    log.write_text(log.read_text()[:-1])  # only the end of the line is gone: the request was made
+    _, found = deletions.begin(tmp_path, plan, None)
+    assert found.said == ()
+    request(tmp_path, [7], 10)
+    assert asked(tmp_path) == [[5], [6], [7]]
     for spoilt in ("garbage\n" + whole, whole.replace("1", "2", 1)):
         log.write_text(spoilt)
         with pytest.raises(BadInput, match="damaged"):
-            sharding._request(tmp_path, np.array([7]), 10)
+            deletions.begin(tmp_path, plan, None)
 
 
 def test_deletions_from_files(tmp_path):

@@ -164,7 +164,6 @@ def test_audit_certify_and_report(root, tmp_path):
 
 def test_folders_may_be_moved_and_keep_their_tokenizer(root, tmp_path, monkeypatch):
     shutil.copytree(root, tmp_path / "elsewhere")
-    lineage.clean.cache_clear()
     monkeypatch.setattr(sources, "make_tokenizer", lambda *_, **__: pytest.fail("trained anew"))
     base, old = lineage.trained(tmp_path / "elsewhere" / "npo"), lineage.trained(root / "npo")
     np.testing.assert_array_equal(base.seen.x, old.seen.x)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dememo_jax.cli import classes, cohorts, lineage, memberships, recovering, runs, selection
+from dememo_jax.cli import classes, cohorts, identity, lineage, memberships, recovering, runs, selection
 from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.runs import positive
 from dememo_jax.cli.selection import Target
@@ -63,13 +63,13 @@ def _case(config: Audit) -> tuple[Case, dict[str, str]]:
     target = selection.audited(base, config.target_class, hints.mask if hints.data is base.train else np.zeros_like(mask))
     if config.hints == "test":
         hints = recovering.Hints(target.shown, np.ones(len(target.shown.y), bool), "the very images that are evaluated")
-    digests = {"source_digest": base.digest} | ({"reference_digest": reference.digest} if reference else {})
+    digests = identity.record("source", base.inputs) | (identity.record("reference", reference.inputs) if reference else {})
     case = Case(config, base, reference, target, hints, key)
     recovering.check(case)
     memberships.check(case)
     cohorts.check(case)
     if config.certificate is not None:
-        digests["certificate_digest"] = runs.digest((config.certificate / runs.RESULT).read_bytes())
+        digests["certificate_digest"] = identity.digest((config.certificate / runs.RESULT).read_bytes())
     return case, digests
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dememo_jax import certify, checkpoint, mesh, models, tree
-from dememo_jax.cli import certificates, classes, console, lineage, runs
+from dememo_jax import certify, checkpoint, files, mesh, models, tree
+from dememo_jax.cli import certificates, classes, console, identity, lineage, runs
 from dememo_jax.cli.certificates import CONTROL, THIS, Lengths
 from dememo_jax.cli.configs import Certify, Join
 from dememo_jax.cli.runs import positive
@@ -20,7 +20,6 @@ from dememo_jax.cli.selection import target_of
 from dememo_jax.errors import BadInput, require
 from dememo_jax.report import Section, Table
 
-DRAWS = "draws"  # where a run folder keeps them
 RECALIBRATION = 512  # training images whose batch-norm statistics are re-estimated under each noise
 
 
@@ -50,7 +49,8 @@ def certify_model(config: Certify) -> dict:
     clouds = {name: _cloud(config, context, groups) for name, context in contexts.items()}
     if config.plan:
         return _tell(config, clouds[THIS], len(clouds), started)
-    described = runs.describe(config, **{f"{name.replace(' ', '_')}_digest": c.digest for name, c in contexts.items()})
+    digests = {k: v for name, c in contexts.items() for k, v in identity.record(name.replace(" ", "_"), c.inputs).items()}
+    described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described, grows="draws"):
         return done
     earlier = _looks(config.run)
@@ -66,19 +66,21 @@ def join_parts(config: Join) -> dict:
     known = [done["config"] for done in finished]
     for folder, part in zip(config.parts, known):
         require(part["command"] == "certify", f"{folder} is a run of `dememo {part['command']}`; expected one of certify")
-        apart = {n for n in part if n not in ("first", "draws", "source", "control") and part[n] != known[0][n]}
+        shared = part.keys() & known[0].keys() - {"first", "draws", "source", "control"}
+        apart = {n for n in shared if part[n] != known[0][n]}
         require(
             not apart, f"{folder} was certified otherwise than {config.parts[0]}: they differ in {', '.join(sorted(apart))}"
         )
-    names = [path.name for path in sorted((config.parts[0] / DRAWS).iterdir())]
-    joined = {name.replace("-", " "): certify.join(*(_made(folder, name) for folder in config.parts)) for name in names}
-    drawn = {name: joined[name] for name in (THIS, CONTROL) if name in joined}
+    names = [name for name in (THIS, CONTROL) if name == THIS or known[0]["control"] is not None]
+    parts = list(zip(config.parts, finished))
+    joined = {name: certify.join(*(_made(folder, done, name) for folder, done in parts)) for name in names}
+    drawn = {name: joined[name] for name in names}
     fields = {f.name: known[0][f.name] for f in dataclasses.fields(Certify) if f.name in known[0]}
     draws = drawn[THIS].start + len(drawn[THIS].scores)
     like = Certify(
         **{**fields, "run": config.run, "eta": tuple(fields["eta"]), "q": tuple(fields["q"]), "draws": draws, "first": None}
     )
-    digests = {f"part_{i}": runs.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.parts)}
+    digests = {f"part_{i}": identity.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.parts)}
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done
@@ -103,9 +105,11 @@ def _cloud(config: Certify, context: lineage.Trained, groups: Mapping[str, np.nd
 
 def _draw(config: Certify, source: certify.Cloud, name: str) -> certify.Draws:
     """The draws of one model, going on from those that the folder holds; every chunk is saved when it ends."""
-    directory = config.run / DRAWS / name.replace(" ", "-")
+    directory = config.run / _kept(name)
     restored = runs.newest(directory, None)
-    prior = None if restored is None else _draws(restored)
+    prior = None if restored is None else _draws(restored, directory)
+    if prior is not None:
+        _check_own(config, directory, prior, source.blank)
     begun = (config.first or 0) if prior is None else prior.start + len(prior.scores)
     if prior is not None and begun >= config.draws and config.tau is None:
         return prior
@@ -143,25 +147,47 @@ def _speed(config: Certify, source: certify.Cloud, over: Any, name: str = THIS) 
     return width, found.seconds
 
 
-def _draws(restored: checkpoint.Restored) -> certify.Draws:
+def _kept(name: str) -> str:
+    """Where a run folder keeps the draws of a model."""
+    return f"{identity.DRAWS}/{name.replace(' ', '-')}"
+
+
+def _draws(restored: checkpoint.Restored, directory: Path) -> certify.Draws:
     meta = restored.meta
-    known: dict[str, Any] = {n: meta[n] for n in ("sigma", "start", "noise_norm", "precision", "fingerprint")}
-    known |= {n: None if meta[n] is None else tuple(tuple(pair) for pair in meta[n]) for n in ("scales", "images")}
-    return certify.Draws(scores=np.asarray(restored.state["scores"]), groups=tuple(meta["groups"]), **known)
+    try:
+        known: dict[str, Any] = {n: meta[n] for n in ("sigma", "start", "noise_norm", "precision", "fingerprint")}
+        known |= {n: None if meta[n] is None else tuple(tuple(pair) for pair in meta[n]) for n in ("scales", "images")}
+        return certify.Draws(scores=np.asarray(restored.state["scores"]), groups=tuple(meta["groups"]), **known)
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{directory} holds a checkpoint that is no draws; run it again in a new folder") from error
 
 
-def _made(folder: Path, name: str) -> certify.Draws:
-    restored, _ = checkpoint.newest(folder / DRAWS / name, None)
-    if restored is None:
-        raise BadInput(f"{folder} holds no readable draws of {name.replace('-', ' ')}; run it again in a new folder")
-    return _draws(restored)
+def _check_own(config: Certify, directory: Path, prior: certify.Draws, blank: certify.Draws) -> None:
+    """BadInput for draws that this run did not make: others than it would make, or of another cloud."""
+    first, last = prior.start, prior.start + len(prior.scores)
+    own = first == (config.first or 0) and last <= config.draws
+    asked = f"this run makes {config.first or 0} to {config.draws}"
+    require(own, f"{directory} holds the draws {first} to {last}, and {asked}: they are another run's. Remove them")
+    for what in sorted(blank.fingerprint):
+        role = f"the draws in {directory} were made from"
+        identity.same(f"{what} of this run", prior.fingerprint.get(what), blank.fingerprint[what], role)
+
+
+def _made(folder: Path, done: dict, name: str) -> certify.Draws:
+    """The draws of a finished part."""
+    found = _draws(identity.restored(folder, done, _kept(name), None), folder / _kept(name))
+    first, last = done["config"]["first"] or 0, done["config"]["draws"]
+    there = found.start, found.start + len(found.scores)
+    whole = there == (first, last) or (done["config"]["tau"] is not None and there[0] == first)
+    require(whole, f"{folder / _kept(name)} holds the draws {there[0]} to {there[1]}; its run made {first} to {last}")
+    return found
 
 
 def _looks(folder: Path) -> list[int]:
     """After how many draws this folder's certificate was looked at before."""
     try:
         return json.loads((folder / runs.RESULT).read_text())["values"]["looks"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
@@ -226,7 +252,7 @@ def _conclude(
     config: Certify, described: dict, drawn: dict[str, certify.Draws], looks: list[int], lengths: Lengths, started: float
 ) -> dict:
     arrays: dict[str, Any] = {name.replace(" ", "_"): made.scores for name, made in drawn.items()}
-    np.savez(config.run / "scores.npz", allow_pickle=False, **arrays)
+    files.write_arrays(config.run / "scores.npz", **arrays)
     if config.tau is None:
         bounds = {
             name: certify.bound(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import audit, evaluate, keys, losses, mesh
+from dememo_jax import audit, evaluate, files, keys, losses, mesh
 from dememo_jax import data as sets
 from dememo_jax.cli import certified, console, forgetting, lineage, runs, victims
 from dememo_jax.cli.configs import Train, Unlearn
@@ -151,7 +151,7 @@ def distributions(case) -> list[Part]:
             "no unlearning": audit.compare(original, retrained[:count], alpha=case.config.alpha),
             **found,
         }
-        np.savez(case.config.run / "cohorts.npz", allow_pickle=False, **made, retrained=retrained)
+        files.write_arrays(case.config.run / "cohorts.npz", **made, retrained=retrained)
     return [_told(case, found)]
 
 

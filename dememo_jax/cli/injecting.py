@@ -11,7 +11,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import files, keys, protect, report, sources
-from dememo_jax.cli import classes, lineage, runs, texts, victims
+from dememo_jax.cli import artefacts, classes, identity, lineage, runs, texts, victims
 from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import require
 from dememo_jax.report import Section, Table
@@ -48,13 +48,13 @@ def protect_texts(config: Protect) -> dict:
     placing: dict[str, Any] = {"mode": how.mode, "share": how.share, "most": how.most, "shortest": how.shortest}
     made = protect.inject(keys.named(key, "places"), *given, words, mask=mask.tolist(), **placing)
     rows = language.rows(made.texts)
-    described = runs.describe(config, data_digest=base.digest)
+    described = runs.describe(config, **identity.record("data", base.inputs))
     if done := runs.begin(config.run, described):
         return done
     lineage.keep_tokenizer(config.run, base)
     noise = jnp.asarray(rows.x) - base.train.x
     perturbation = Perturbation(noise, jnp.arange(len(labels), dtype=jnp.int32), jnp.asarray(mask))
-    lineage.save(config.run / lineage.NOISE, perturbation)
+    artefacts.save_perturbation(config.run / identity.NOISE, perturbation)
     lines = [{"index": i, "placed": placed} for i, placed in enumerate(made.placed) if placed]
     files.write(config.run / PLACED, "".join(f"{json.dumps(line)}\n" for line in lines))
     counts = {

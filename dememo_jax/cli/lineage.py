@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import checkpoint, evaluate, files, losses, models, report, sources
 from dememo_jax import data as sets
-from dememo_jax.cli import console, networks, runs, texts
+from dememo_jax import evaluate, files, losses, models, report, sources, tree
+from dememo_jax.cli import artefacts, identity, networks, runs, texts
 from dememo_jax.cli.configs import TEXT, Sisa, Text, Train
-from dememo_jax.errors import BadInput, require
+from dememo_jax.cli.identity import EPOCHS, WEIGHTS, Inputs, Named
+from dememo_jax.errors import require
+from dememo_jax.sources.named import chosen
 from dememo_jax.types import Apply, Dataset, Loss, Model, Params, Perturbation, Weights
-
-NOISE, WEIGHTS, FORGET, EPOCHS = "perturbation.npz", "weights", "forget.npy", "epochs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ class Known:
     name: str
     test: Dataset
     classes: int
-    digest: str  # of the arrays, or of the run that this comes from
+    inputs: Inputs  # digests of the arrays, or of the run that this comes from and of its parts
     language: texts.Language | None = None  # where the examples are texts
     names: tuple[str, ...] = ()  # of the classes, where they have any
 
@@ -36,6 +35,11 @@ class Known:
         """A class by its number, and its name where that is another."""
         name = self.names[label] if 0 <= label < len(self.names) else str(label)
         return f"class {label}" if name == str(label) else f"class {label} ({name})"
+
+    @property
+    def digest(self) -> str:
+        """Of the arrays, or of the run that this comes from."""
+        return self.inputs["digest"].digest
 
     def model_of(self, name: str, outputs: int | None = None, precision: str = "float32") -> Model:
         """The network of that name for images of this size, with an output a class where nothing else is said; or for texts.
@@ -113,31 +117,43 @@ def check_origin(config: Train | Sisa) -> None:
     require(known, "give --from (a protect run, which knows its data) or --data and what belongs to it, not both")
 
 
-@functools.lru_cache(maxsize=4)
 def clean(name: str, data_dir: Path | None, side: int | None = None, text: Text = TEXT) -> Source:
     """The data set that everything starts from: images, or the texts of a `.tsv` or `.jsonl`."""
+    return _clean(name, data_dir, side, text, _stamp(name))
+
+
+def _stamp(name: str) -> tuple:
+    """What changes when the files of a data set do, so that one process does not go on with what it read before."""
+    if not sources.is_path(name):
+        return ()
+    paths = [Path(name)] if not Path(name).is_dir() else sorted(path for path in Path(name).rglob("*") if path.is_file())
+    if sources.is_texts(name):
+        paths.append(texts.beside(Path(name)))
+    return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists())
+
+
+@functools.lru_cache(maxsize=4)
+def _clean(name: str, data_dir: Path | None, side: int | None, text: Text, stamp: tuple) -> Source:
     if sources.is_texts(name):
         require(data_dir is None, "--data-dir is where TFDS data sets lie: leave it away with texts")
         require(side is None, "--side resizes images: leave it away with texts")
         train, test, language, digest = texts.read(name, text)
-        names = language.train.names
-        return Source(
-            name=name, train=train, test=test, classes=len(names), digest=digest, language=language, names=names
-        )  # fmt: skip
-    require(text == TEXT, f"--text.* are the settings of texts, a .tsv or .jsonl; {name} has images")
-    train, test = sources.load(name, data_dir, side=side)
-    digest = runs.digest(train.x, train.y, test.x, test.y)
-    classes = sources.classes(train)
-    names = _names(name, data_dir, classes)
-    return Source(name=name, train=train, test=test, classes=classes, digest=digest, names=names)
+        classes, names = len(language.train.names), language.train.names
+    else:
+        require(text == TEXT, f"--text.* are the settings of texts, a .tsv or .jsonl; {name} has images")
+        train, test = sources.load(name, data_dir, side=side)
+        language, digest, classes = None, identity.digest(train.x, train.y, test.x, test.y), sources.classes(train)
+        names = _names(name, data_dir, classes)
+    inputs = {"digest": Named(name, digest)}
+    return Source(name=name, train=train, test=test, classes=classes, inputs=inputs, language=language, names=names)
 
 
 def streamed(name: str, data_dir: Path | None, side: int | None, *, batch: int, seed: int) -> Streamed:
     """The same, with the training images on disk; only the test images are in memory."""
     stream = sources.stream(name, data_dir, side=side, batch=batch, seed=seed)
     test = sources.load_split(name, data_dir, split="test", side=side)
-    names = _names(name, data_dir, stream.classes)
-    return Streamed(name=name, stream=stream, test=test, classes=stream.classes, digest=stream.digest, names=names)
+    inputs, names = _on_disk(name, stream.digest, test), _names(name, data_dir, stream.classes)
+    return Streamed(name=name, stream=stream, test=test, classes=stream.classes, inputs=inputs, names=names)
 
 
 def _names(name: str, data_dir: Path | None, classes: int) -> tuple[str, ...]:
@@ -146,48 +162,80 @@ def _names(name: str, data_dir: Path | None, classes: int) -> tuple[str, ...]:
     return found
 
 
+def _on_disk(name: str, digest: str, test: Dataset) -> Inputs:
+    """What identifies a streamed set: of the training images what their source says, of the test images their values."""
+    return {"digest": Named(name, digest), "test_digest": Named(f"the test set of {name}", identity.digest(test.x, test.y))}
+
+
 def protected(folder: Path) -> Source:
-    """The data of a finished protect run."""
-    config, digest = _finished(folder, ("protect",))
-    with np.load(folder / NOISE, allow_pickle=False) as noise:
-        perturbation = Perturbation(*(jnp.asarray(noise[name]) for name in Perturbation._fields))
-    return dataclasses.replace(clean(*_located(folder, config)), perturbation=perturbation, digest=digest)
-
-
-def save(path: Path, perturbation: Perturbation) -> None:
-    arrays: dict[str, Any] = {name: np.asarray(value) for name, value in perturbation._asdict().items()}
-    np.savez(path, allow_pickle=False, **arrays)
+    """The data of a finished protect run. Raises BadInput when its data or its noise are not what they were."""
+    done = _finished(folder, ("protect",))
+    source = clean(*_located(folder, done))
+    identity.check(folder, done["config"], "data", source.inputs)
+    noise = artefacts.perturbation(folder, done, len(source.train.y))
+    inputs = _inputs(folder) | {"perturbation_digest": Named(folder / identity.NOISE, files.digest(folder / identity.NOISE))}
+    return dataclasses.replace(source, perturbation=noise, inputs=inputs)
 
 
 def trained(folder: Path, *, expected: tuple[str, ...] = ("train", "unlearn")) -> Trained:
-    """The model of a finished train or unlearn run."""
-    config, digest = _finished(folder, expected)
+    """The model of a finished train or unlearn run.
+
+    Raises BadInput, naming it, when anything that the run was made from, or left, is not what it was.
+    """
+    done = _finished(folder, expected)
+    config = done["config"]
     if config["command"] == "unlearn":
         base = trained(folder / config["source"])
-        forget = np.load(folder / FORGET, allow_pickle=False)
-        return dataclasses.replace(
-            base, weights=_weights(folder, base.model, base), forget=forget, unlearned=config["method"], digest=digest
-        )
-    source = clean(*_located(folder, config)) if config["source"] is None else protected(folder / config["source"])
-    source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]), digest=digest)
-    weights = _weights(folder, source.model_of(config["model"]), source)
+        identity.check(folder, config, "source", base.inputs)
+        forget = artefacts.forget(folder, done, len(base.train.y))
+        weights, inputs = _weights(folder, done, base.model, base)
+        return dataclasses.replace(base, weights=weights, forget=forget, unlearned=config["method"], inputs=inputs)
+    source = _learned_from(folder, done)
+    source = dataclasses.replace(source, perturbation=narrowed(source, config["protected_classes"]))
+    weights, inputs = _weights(folder, done, source.model_of(config["model"]), source)
+    known = {**vars(source), "inputs": inputs}
     config = {"optimizer": "sgd", "schedule": "cosine", "precision": "float32"} | config  # older runs knew no others
-    return Trained(**vars(source), trained=config, weights=weights, forget=None, unlearned=None)
+    return Trained(**known, trained=config, weights=weights, forget=None, unlearned=None)
+
+
+def _learned_from(folder: Path, done: dict) -> Source:
+    """The data of a train run, which are those that it was made from."""
+    config = done["config"]
+    if config["source"] is not None:
+        source = protected(folder / config["source"])
+        identity.check(folder, config, "source", source.inputs)
+        return source
+    located = _located(folder, done)
+    source, inputs = clean(*located), None
+    if config.get("stream"):  # which has digests of its own
+        inputs = _on_disk(source.name, chosen(*located[:2], "train", located[2]).digest, source.test)
+    identity.check(folder, config, "source", inputs or source.inputs)
+    return source
 
 
 def kept(folder: Path, base: Trained) -> dict[int, Weights]:
     """The weights after the epochs that `dememo train --every` kept; of another run those at its end, as its last epoch."""
-    store = checkpoint.store(folder / EPOCHS, base.weights, console.warn)
-    found = {int(name): store.load(name) for name in store.names()}
-    return {epoch: weights for epoch, weights in found.items() if weights is not None} or {base.trained["epochs"]: base.weights}
+    done, names = runs.result(folder), sorted(path.name for path in (folder / EPOCHS).glob("*"))
+    recorded = [name.removeprefix(f"{EPOCHS}/") for name in done.get(identity.LEFT, {}) if name.startswith(f"{EPOCHS}/")]
+    wanted = recorded or names
+    found = {int(name): identity.restored(folder, done, f"{EPOCHS}/{name}", base.weights).state for name in wanted}
+    return found or {base.trained["epochs"]: base.weights}
 
 
-def _finished(folder: Path, expected: tuple[str, ...]) -> tuple[dict, str]:
-    """Configuration and digest of a finished run of an expected command."""
-    config = runs.result(folder)["config"]
+def _finished(folder: Path, expected: tuple[str, ...]) -> dict:
+    """The result of a finished run of an expected command."""
+    done = runs.result(folder)
     wanted = " or ".join(expected)
-    require(config["command"] in expected, f"{folder} is a run of `dememo {config['command']}`; expected one of {wanted}")
-    return config, runs.digest((folder / runs.CONFIG).read_bytes())
+    require(
+        done["config"]["command"] in expected,
+        f"{folder} is a run of `dememo {done['config']['command']}`; expected one of {wanted}",
+    )
+    return done
+
+
+def _inputs(folder: Path) -> dict[str, Named]:
+    """What identifies a run: its configuration, with the digests of all that it was made from."""
+    return {"digest": Named(folder / runs.CONFIG, identity.digest((folder / runs.CONFIG).read_bytes()))}
 
 
 def narrowed(base: Source, classes: Any) -> Perturbation | None:
@@ -200,8 +248,12 @@ def narrowed(base: Source, classes: Any) -> Perturbation | None:
     return base.perturbation._replace(mask=mask)
 
 
-def _located(folder: Path, config: dict) -> tuple[str, Path | None, int | None, Text]:
+def _located(folder: Path, done: dict) -> tuple[str, Path | None, int | None, Text]:
+    """The arguments of `clean` that lead to a run's data."""
+    config = done["config"]
     name, where = config["data"], config["data_dir"]
+    if sources.is_texts(name) and (folder / runs.TOKENIZER).exists():
+        identity.intact(folder, done, runs.TOKENIZER)
     path, text = str(folder / name) if sources.is_path(name) else name, runs.wording(folder, config)
     return path, folder / where if where else None, config.get("side"), text
 
@@ -212,14 +264,12 @@ def keep_tokenizer(folder: Path, base: Known) -> None:
         files.write(folder / runs.TOKENIZER, base.language.tokenizer.to_str(pretty=True))
 
 
-def _weights(folder: Path, net: Model, base: Source) -> Weights:
+def _weights(folder: Path, done: dict, net: Model, base: Source) -> tuple[Weights, Inputs]:
+    """The weights that a run left, and what identifies the model."""
     like = jax.eval_shape(net.init, jax.random.key(0), base.train.x[:1])
-    restored, damaged = checkpoint.newest(folder / WEIGHTS, like)
-    if restored is None:
-        raise BadInput(
-            f"{folder}: its weights cannot be read ({'; '.join(damaged) or 'none there'}); run it again in a new folder"
-        )
-    return restored.state
+    found = identity.restored(folder, done, WEIGHTS, like)
+    of_values = found.digest or tree.digest(found.state)
+    return found.state, _inputs(folder) | {"weights_digest": Named(folder / WEIGHTS, of_values)}
 
 
 def companion(base: Trained, folder: Path, flag: str) -> Trained:

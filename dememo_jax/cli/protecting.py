@@ -8,7 +8,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import files, keys, protect, release, report, sources
-from dememo_jax.cli import classes, injecting, lineage, recipes, runs, victims
+from dememo_jax.cli import artefacts, classes, identity, injecting, lineage, recipes, runs, victims
 from dememo_jax.cli.configs import REGTEXT, Protect
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.report import Section, Table
@@ -40,7 +40,7 @@ def protect_data(config: Protect) -> dict:
     mask = sets.share_of(keys.named(jax.random.key(config.seed), "share"), everyone, labels, config.share)
     require(mask.any(), "--share leaves no example to protect; raise it")
     budget = recipes.radius(config, base)
-    described = runs.describe(config, data_digest=base.digest) | {"radius": budget} | classes.kept(base)
+    described = runs.describe(config, **identity.record("data", base.inputs)) | {"radius": budget} | classes.kept(base)
     made = None
     if not (config.run / runs.RESULT).exists():  # bad input must show before the folder is claimed
         made = recipes.make(config, base, mask, budget)
@@ -50,7 +50,7 @@ def protect_data(config: Protect) -> dict:
         return done
     made = recipes.make(config, base, mask, budget) if made is None else made
     perturbation, history = (made, list[dict]()) if isinstance(made, Perturbation) else _run(config, base, mask, made)
-    lineage.save(config.run / lineage.NOISE, perturbation)
+    artefacts.save_perturbation(config.run / identity.NOISE, perturbation)
     manifest = _release(config, base, perturbation, described, budget)
     files.write(config.run / "examples.png", _examples(base, perturbation, labels, mask))
     section, values = _result(config, base.train.x.shape[-1], budget, mask, history, manifest["measured"])
@@ -70,7 +70,7 @@ def _run(config: Protect, base: lineage.Source, mask: np.ndarray, recipe: protec
             stop=lambda entry: protect.finished(recipe, entry),
         )  # fmt: skip
     except NonFinite as error:
-        lineage.save(config.run / PARTIAL, recipe.finish(error.kept, base.train))
+        artefacts.save_perturbation(config.run / PARTIAL, recipe.finish(error.kept, base.train))
         named = str(error).replace("at step", "at outer iteration")
         raise NonFinite(f"{named} The noise before it is {config.run / PARTIAL}", kept=error.kept) from error
     return recipe.finish(state, base.train), history

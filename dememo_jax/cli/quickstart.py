@@ -12,6 +12,7 @@ from dememo_jax.cli import (
     certificates,
     certifying,
     console,
+    identity,
     protecting,
     runs,
     sharding,
@@ -209,7 +210,7 @@ def report_runs(config: Report) -> dict:
     for name, (folder, found) in finished.items():
         more, drawn = gather(found, folder, config.run, name)
         sections, pictures = sections + more, pictures | drawn
-    digests = {f"run_{i}": runs.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.sources)}
+    digests = {f"run_{i}": identity.digest((folder / runs.RESULT).read_bytes()) for i, folder in enumerate(config.sources)}
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done

@@ -9,7 +9,7 @@ import numpy as np
 
 from dememo_jax import audit, evaluate, keys, models, train
 from dememo_jax import data as sets
-from dememo_jax.cli import console, lineage, runs, texts
+from dememo_jax.cli import console, identity, lineage, runs, texts
 from dememo_jax.cli.configs import Audit
 from dememo_jax.cli.parts import THIS, Part, models_of
 from dememo_jax.errors import require
@@ -63,6 +63,7 @@ def check(case) -> None:
     require(known["command"] == "certify", f"--certificate {config.certificate} is a run of `dememo {known['command']}`")
     same = (config.certificate / known["source"]).resolve() == config.source.resolve()
     require(same, f"--certificate {config.certificate} certifies another model than {config.source}")
+    identity.check(config.certificate, known, "this_model", case.base.inputs)
     plain = not known["relative"] and known["only"] is None and known["statistics"] == "frozen" and known["tau"] is None
     require(plain, "--certificate must bound plain noise on all weights, statistics frozen; this one has --relative, --only, "
             "--statistics batch or --tau")  # fmt: skip

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import functools
-import hashlib
 import json
 import math
 import os
@@ -18,13 +17,13 @@ import jax
 import numpy as np
 
 from dememo_jax import __version__, callbacks, checkpoint, files, loop, report, sources
-from dememo_jax.cli import configs, console, locks
+from dememo_jax.cli import configs, console, identity, locks
 from dememo_jax.cli.checks import first_line
+from dememo_jax.cli.identity import TOKENIZER
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Dataset, Key, Method
 
 CONFIG, RESULT, CHECKPOINTS = "config.json", "result.json", "checkpoints"
-TOKENIZER = "tokenizer.json"  # of a run that began with texts
 SECONDS = "seconds"  # beside the checkpoints: of work before the last one
 OLDER = {"optimizer": "sgd"}  # what folders that do not say were run with, where the flag's default is None
 # These do not change what is computed, so a run may go on with other values.
@@ -97,7 +96,7 @@ def _standing(folder: Path, config: dict, grows: str | None) -> tuple[dict | Non
     """The result that a folder holds, if it does, and the configuration to write; BadInput when it holds another."""
     if not folder.is_dir() or all(_leftover(path) for path in folder.iterdir()):
         return None, config
-    known = read(folder)["config"]
+    known = begun = read(folder)["config"]
     written = {name: config[name] for name in config if name in known}  # a field younger than the folder stays out of it
     known = _completed(known, config)
     names = sorted(known.keys() | config.keys())
@@ -106,16 +105,17 @@ def _standing(folder: Path, config: dict, grows: str | None) -> tuple[dict | Non
     differing = [f"{n} (there {known.get(n)!r}, asked {config.get(n)!r})" for n in names if known.get(n) != config.get(n)]
     require(not differing, f"{folder} holds a run with another configuration: {'; '.join(differing)}. Choose another --run")
     if (folder / RESULT).exists():
-        done = json.loads((folder / RESULT).read_text())
+        done = _opened(folder)
         if _completed(done["config"], config) == json.loads(report.to_json(config)):
             return done, written
+        _agree(folder, begun, done, grows)
     return None, written
 
 
 def _leftover(path: Path) -> bool:
-    """Whether a file says nothing: hidden, or the first write of a run that was killed in it."""
-    first = path.name == f"{CONFIG}{files.PART}" or (path.name == CONFIG and path.stat().st_size == 0)
-    return first or path.name.startswith(".")
+    """Whether a file says nothing: hidden, or what a write that was killed leaves."""
+    cut = path.name.endswith(files.PART) or (path.name == CONFIG and path.stat().st_size == 0)
+    return cut or path.name.startswith(".")
 
 
 _NEW: list[Path] = []  # folders that commands of this process made, the innermost first
@@ -132,20 +132,49 @@ def leave(*, refused: bool) -> None:
 
 
 def _completed(known: dict, config: dict) -> dict:
-    """What a folder knows; flags that are younger than the folder stand at their defaults."""
+    """What a folder knows; flags that are younger than the folder stand at their defaults, younger digests as they are."""
     fields = dataclasses.fields(configs.COMMANDS[config["command"]])
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING} | OLDER
     younger = {name: defaults[name] for name in config if name not in known and name in defaults}
+    younger |= {name: config[name] for name in config if name not in known and identity.younger(name)}
     return {**known, **json.loads(report.to_json(younger))}
+
+
+def _opened(folder: Path) -> dict:
+    """result.json as it was written; BadInput when it is damaged."""
+    try:
+        done = identity.opened(folder / RESULT)
+    except BadInput as error:
+        raise BadInput(f"{error}. Restore it; or remove it, and the same command makes it again") from None
+    whole = all(isinstance(done.get(part), dict) for part in ("config", "measured", "values"))
+    require(whole, f"{folder / RESULT} is damaged: parts of it are missing. Remove it, and the same command makes it again")
+    if identity.LEFT not in done and folder.resolve() not in _OLDER:
+        _OLDER.add(folder.resolve())
+        console.say(f"{folder} is of an older version, which recorded no digests of its files: they are taken as they are")
+    return done
+
+
+_OLDER: set[Path] = set()  # folders of which that has been said
+
+
+def _agree(folder: Path, known: dict, done: dict, grows: str | None = None) -> None:
+    """BadInput unless the configuration that a folder was begun with is the one its result tells of."""
+    there = done["config"]
+    names = sorted((known.keys() & there.keys()) - {grows})
+    apart = "; ".join(f"{name} ({known[name]!r} and {there[name]!r})" for name in names if known[name] != there[name])
+    require(not apart, f"{folder}: {CONFIG} and {RESULT} tell of different runs: {apart}. Restore the one that is wrong")
 
 
 def read(folder: Path) -> dict:
     """config.json of a run folder; BadInput when it is not one."""
     try:
-        return json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        what = "no such folder" if not folder.exists() else f"not a run folder (it has no readable {CONFIG})"
-        raise BadInput(f"{folder}: {what}; expected the --run folder of an earlier dememo command") from None
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if found["config"]["command"] in configs.COMMANDS:
+            return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    what = "no such folder" if not folder.exists() else f"not a run folder (it has no readable {CONFIG})"
+    raise BadInput(f"{folder}: {what}; expected the --run folder of an earlier dememo command")
 
 
 def filled(kind: type, folder: Path, known: dict) -> Any:
@@ -168,17 +197,15 @@ def wording(folder: Path, known: dict) -> configs.Text:
 
 
 def result(folder: Path) -> dict:
-    """result.json of a finished run; BadInput when there is none yet, or it is not what a run writes."""
+    """result.json of a finished run; BadInput when there is none yet, or it is not what the run wrote."""
     config = read(folder)["config"]
     _check_origin(folder)
-    try:
-        done = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError):
-        raise BadInput(
-            f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first"
-        ) from None
-    whole = isinstance(done, dict) and all(isinstance(done.get(part), dict) for part in ("config", "measured", "values"))
-    require(whole, f"{folder / RESULT} is damaged: parts of it are missing")
+    unfinished = f"{folder}: its `dememo {config['command']}` is not finished; run the same command again first"
+    require((folder / RESULT).exists(), unfinished)
+    done = _opened(folder)
+    grown = config["command"] == "certify" and config.get("draws", 0) > done["config"].get("draws", 0)
+    require(not grown, unfinished)
+    _agree(folder, config, done)
     return done
 
 
@@ -222,7 +249,8 @@ def finish(
     title = f"dememo {config['command']}"
     files.write(folder / "report.html", report.page(title, introduction, sections, folder, made))
     done = {**made, "values": values, "sections": [dataclasses.asdict(section) for section in sections]}
-    files.write(folder / RESULT, report.to_json(done))
+    done[identity.LEFT] = identity.left(folder)
+    files.write(folder / RESULT, report.to_json(identity.sealed(json.loads(report.to_json(done)))))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     locks.release(folder)
     return done
@@ -247,14 +275,6 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     asked = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or None if asked.returncode == 0 else None
-
-
-def digest(*arrays: Any) -> str:
-    """A short fingerprint of arrays or bytes."""
-    total = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        total.update(array if isinstance(array, bytes) else np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
 
 
 def resumable(
@@ -299,26 +319,47 @@ def resumable(
     return state, history
 
 
+def _whose(directory: Path) -> str | None:
+    """What a checkpoint of this run says of itself: a digest of the run's configuration."""
+    folder = directory.parent.parent
+    return identity.of_json(read(folder)["config"]) if (folder / CONFIG).exists() else None
+
+
 def newest(directory: Path, like: Any) -> checkpoint.Restored | None:
-    """The newest checkpoint to go on from; damaged ones are passed over aloud."""
+    """The newest checkpoint to go on from; damaged ones are passed over aloud. BadInput for one of another run."""
     restored, passed_over = checkpoint.newest(directory, like)
     for sentence in passed_over:
         console.warn(sentence)
     if restored is not None:
+        identity.same(directory / str(restored.step), restored.meta.get("run"), _whose(directory), "this run saved")
         console.say(f"resuming {directory.name} from step {restored.step}")
     return restored
+
+
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """`make()` as plain JSON, kept among the checkpoints as soon as it is there; a damaged one is made again, aloud."""
+    of = f"{_whose(path.parent)} {path.stem}"
+    if path.exists():
+        try:
+            return identity.opened(path, of)
+        except BadInput as error:
+            console.warn(f"{error}: it is made again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = json.loads(report.to_json(make()))
+    files.write(path, report.to_json(identity.sealed(made, of)))
+    return made
 
 
 def saver(directory: Path, seconds: float) -> Callable[[int, Any, dict, bool], None]:
     """`offer(step, state, meta, last)`, which saves the first time, and then not more often than every so many seconds."""
     saved = -math.inf  # a disk that cannot be written shows at once
-    folder = directory.parent.parent
+    folder, whose = directory.parent.parent, _whose(directory)
     begun = _BEGAN[folder] if folder in _BEGAN else clock(folder)
 
     def offer(step: int, state: Any, meta: dict, last: bool) -> None:
         nonlocal saved
         if last or time.monotonic() - saved >= seconds:
-            checkpoint.save(directory, step, state, meta)
+            checkpoint.save(directory, step, state, {**meta, "run": whose})
             files.write(directory.parent / SECONDS, f"{elapsed(begun):.3f}")
             saved = time.monotonic()
 

@@ -1,40 +1,22 @@
-"""`dememo sisa`: an ensemble that forgets exactly, and the log of what it was asked to forget.
-
-requests.jsonl is only ever appended to, and a request is on the disk before any work on it begins. Its lines are
-`{"request": number, "indices": [...], "date": ...}`, and after each training `{"done": up to which request, "seconds": ...}`.
-"""
+"""`dememo sisa`: an ensemble that forgets exactly; what it was asked to forget stands in the log of `deletions`."""
 
 import dataclasses
-import datetime
-import io
-import json
-import os
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from dememo_jax import checkpoint, files, keys, models, train
+from dememo_jax import checkpoint, keys, models, train
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import console, lineage, networks, runs, selection
+from dememo_jax.cli import console, deletions, identity, lineage, networks, runs, selection
 from dememo_jax.cli.configs import Sisa
-from dememo_jax.errors import BadInput, require
+from dememo_jax.errors import require
 from dememo_jax.report import Section, Table
 from dememo_jax.unlearn import ensemble, sharded, shards
-
-LOG, PLAN, KEPT = "requests.jsonl", "plan.npz", "stages"
-
-
-class Log(NamedTuple):
-    """What was asked for, and the trainings that carried it out."""
-
-    requests: list[dict]
-    rounds: list[dict]
 
 
 def sisa(config: Sisa) -> dict:
@@ -54,29 +36,32 @@ def sisa(config: Sisa) -> dict:
     asked = _asked(config, count)
     plan = shards.deal(keys.named(key, "plan"), count, shards=config.shards, slices=config.slices)
     shards.check_left(plan, config.epochs, selection.mask_of(asked, count))
-    everything = runs.describe(config, source_digest=base.digest) | {"width": config.width}
+    everything = runs.describe(config, **identity.record("source", base.inputs)) | {"width": config.width}
     described = {name: value for name, value in everything.items() if name not in ("delete", "delete_index")}
     done = runs.begin(config.run, described, again=True)
     lineage.keep_tokenizer(config.run, base)
-    plan = _frozen(config.run, plan)
-    log = _request(config.run, asked, count)
+    plan, log = deletions.begin(config.run, plan, done)
+    for sentence in log.said:
+        console.warn(sentence)
+    log = _request(config.run / deletions.LOG, log, asked, count)
     number = len(log.requests)
-    if done and log.rounds and log.rounds[-1]["done"] == number:
+    if done and log.done == number:
         return done
     (config.run / runs.RESULT).unlink(missing_ok=True)  # it tells of networks that are about to go
     begun = runs.read(config.run)["config"]  # maybe by an older version, whose stages keep their names
-    tag = runs.digest(json.dumps(begun, sort_keys=True).encode())
+    tag = identity.of_json(begun)
     how: dict[str, Any] = {"epochs": config.epochs, "batch": config.batch, "tag": tag, "width": config.width}
     to_train = keys.named(key, "train")
 
     def named(upto: int) -> sharded.Names:
-        return sharded.names(to_train, plan, deleted=_mask(log, upto, count), **how)
+        return sharded.names(to_train, plan, deleted=log.mask(upto, count), **how)
 
-    found = _train(config, base, to_train, plan, _mask(log, number, count), named(number), how)
-    if not (log.rounds and log.rounds[-1]["done"] == number):
-        _append(config.run / LOG, {"done": number, "seconds": round(time.monotonic() - started, 2)})
-    rows = _rounds(_read(config.run / LOG), plan, config, named)
-    values, section = _learned(config, base, found, _mask(log, number, count), rows)
+    found = _train(config, base, to_train, plan, log.mask(number, count), named(number), how)
+    if log.done != number:
+        log = deletions.finished(config.run / deletions.LOG, log, round(time.monotonic() - started, 2), count)
+    rows = _rounds(log, plan, config, named)
+    values, section = _learned(config, base, found, log.mask(number, count), rows)
+    values["log"] = log.chains[-1]
     return runs.finish(config.run, described, values, [base.told(section)], started)
 
 
@@ -89,77 +74,23 @@ def _asked(config: Sisa, count: int) -> np.ndarray:
     return given if config.delete_index is None else np.union1d(given, selection.indices(config.delete_index, count))
 
 
-def _request(folder: Path, asked: np.ndarray, count: int) -> Log:
-    """The log, with what is newly asked for on disk at the end of it; says which examples were deleted before."""
-    log = _read(folder / LOG)
-    deleted = _mask(log, len(log.requests), count)
+def _request(path: Path, log: deletions.Log, asked: np.ndarray, count: int) -> deletions.Log:
+    """The log, with what is newly asked for on disk at the end of it; says which examples were asked for before."""
+    deleted = log.mask(len(log.requests), count)
     again, new = asked[deleted[asked]], asked[~deleted[asked]]
     if len(again):
         some = ", ".join(map(str, again[:5])) + (" ..." if len(again) > 5 else "")
-        console.warn(f"asked for before, so nothing to do for {len(again):,} of the examples to delete: {some}")
+        over = bool(log.mask(max(log.done, 0), count)[again].all())
+        what = "so nothing to do" if over else "and not carried out yet, which is done now,"
+        console.warn(f"asked for before, {what} for {len(again):,} of the examples to delete: {some}")
     if not len(new):
         return log
     deleted[new] = True
     shards.check_deleted(deleted, count)
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    _append(folder / LOG, {"request": len(log.requests) + 1, "indices": new.tolist(), "date": date})
-    return _read(folder / LOG)
-
-
-def _mask(log: Log, upto: int, count: int) -> np.ndarray:
-    """Mask [count] of what the first so many requests delete."""
-    mask = np.zeros(count, bool)
-    for request in log.requests[:upto]:
-        mask[request["indices"]] = True
-    return mask
-
-
-def _read(path: Path) -> Log:
-    """The log; a last line that a crash cut short was never confirmed to anyone, and is taken off, aloud."""
-    text = path.read_text() if path.exists() else ""
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        console.warn(f"{path}: its last line was never finished and is taken off; repeat the request that it was to be")
-        files.write(path, whole + "\n" if whole else "")
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        log = Log([line for line in lines if "request" in line], [line for line in lines if "done" in line])
-        intact = [line["request"] for line in log.requests] == list(range(1, len(log.requests) + 1))
-    except (ValueError, TypeError):
-        intact = False
-    require(intact, f"{path} is damaged: it no longer tells what was to be deleted. Restore it, or train in another --run")
-    return log
-
-
-def _append(path: Path, line: dict) -> None:
-    """Add a line and wait until the disk has it, the first time its name in the folder too."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    return deletions.request(path, log, new, count)
 
 
 # --- work --------------------------------------------------------------------------------------------------------
-
-
-def _frozen(folder: Path, plan: shards.Plan) -> shards.Plan:
-    """The plan that the folder was begun with, whatever this version would deal; else this one, from now on."""
-    path = folder / PLAN
-    if not path.exists():
-        buffer = io.BytesIO()
-        np.savez(buffer, shard=plan.shard, slice=plan.slice)
-        files.write(path, buffer.getvalue())
-        return plan
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return plan._replace(shard=kept["shard"], slice=kept["slice"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path} cannot be read ({error}); train in another --run") from error
 
 
 def _train(
@@ -169,7 +100,7 @@ def _train(
     model, seen = base.model_of(config.model, precision=config.precision), base.seen
     transform = networks.optimiser(config, "constant")
     method = networks.method(train.sgd, model, transform, loss=base.loss, augment=networks.augmentation(config.augment))
-    kept = checkpoint.store(config.run / KEPT, jax.eval_shape(model.init, key, seen.x[:1]), console.warn)
+    kept = checkpoint.store(config.run / deletions.STAGES, jax.eval_shape(model.init, key, seen.x[:1]), console.warn)
     wanted, there = {name for chain in names.values() for name in chain}, set(kept.names())
     kept.remove(there - wanted)
     ready = len(there & wanted)
@@ -191,12 +122,12 @@ def _train(
 # --- what came out -----------------------------------------------------------------------------------------------
 
 
-def _rounds(log: Log, plan: shards.Plan, config: Sisa, named: Callable[[int], sharded.Names]) -> list[dict]:
+def _rounds(log: deletions.Log, plan: shards.Plan, config: Sisa, named: Callable[[int], sharded.Names]) -> list[dict]:
     """Of every training so far: which requests, how many examples of which shards, and what was trained for them."""
     count, before, rows = len(plan.shard), None, []
     for entry in log.rounds:
-        begun, after = 0 if before is None else before, _mask(log, entry["done"], count)
-        new = after & ~_mask(log, begun, count)
+        begun, after = 0 if before is None else before, log.mask(entry["done"], count)
+        new = after & ~log.mask(begun, count)
         old = set() if before is None else {name for chain in named(before).values() for name in chain}
         anew = [(s, r) for s, chain in named(entry["done"]).items() for r, name in enumerate(chain) if name not in old]
         work = shards.passes(plan, config.epochs, after)

@@ -35,7 +35,7 @@ def measure_sharpness(config: Sharpness) -> dict:
     """`dememo sharpness`."""
     started = runs.clock(config.run)
     subjects = _subjects(config)
-    digests = {f"digest_{i}": subject.base.digest for i, subject in enumerate(subjects.values())}
+    digests = {f"{part}_{i}": n.digest for i, one in enumerate(subjects.values()) for part, n in one.base.inputs.items()}
     described = runs.describe(config, **digests)
     if done := runs.begin(config.run, described):
         return done

@@ -13,7 +13,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import evaluate, likelihood, models, nets, report, sources
-from dememo_jax.cli import runs
+from dememo_jax.cli import identity, runs
 from dememo_jax.cli.configs import TEXT, Text
 from dememo_jax.errors import require
 from dememo_jax.sources.tokens import SLOT
@@ -81,7 +81,7 @@ def read(name: str, settings: Text) -> tuple[Dataset, Dataset, Language, str]:
     shown, tested = language.rows(train.texts), language.rows(test.texts)
     language = dataclasses.replace(language, cut=(int((shown.cut > 0).sum()), int((tested.cut > 0).sum())))
     behind = repr((train.texts, test.texts, train.names, language.labels, language.vocab)).encode()
-    digest = runs.digest(behind, shown.x, train.labels, tested.x, test.labels)
+    digest = identity.digest(behind, shown.x, train.labels, tested.x, test.labels)
     return sets.rows(shown.x, train.labels), sets.rows(tested.x, test.labels), language, digest
 
 

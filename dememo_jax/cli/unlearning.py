@@ -9,7 +9,7 @@ import numpy as np
 
 from dememo_jax import checkpoint, unlearn
 from dememo_jax import data as sets
-from dememo_jax.cli import certified, classes, console, forgetting, lineage, runs, selection
+from dememo_jax.cli import artefacts, certified, classes, console, forgetting, identity, lineage, runs, selection
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.cli.forgetting import Job
 from dememo_jax.errors import require
@@ -50,9 +50,9 @@ def unlearn_data(config: Unlearn) -> dict:
     if config.observed_classes:
         sets.of_classes(base.test.y, config.observed_classes)
     reference = None if config.reference is None else _retrained(base, config.reference, forget)
-    digests = {"source_digest": base.digest, "forget_digest": runs.digest(forget)}
+    digests = identity.record("source", base.inputs) | {"forget_digest": identity.digest(forget)}
     if reference:
-        digests["reference_digest"] = reference.digest
+        digests |= identity.record("reference", reference.inputs)
     described = runs.describe(config, **digests) | {"epochs": epochs, "lr": lr} | classes.kept(base)
     job = Job(config, base, forget, epochs, lr)
     forgetting.check_counts(job)
@@ -62,11 +62,11 @@ def unlearn_data(config: Unlearn) -> dict:
     made = None if finished else make(job)  # bad input must show before the folder is claimed
     if done := runs.begin(config.run, described):
         return done
-    np.save(config.run / lineage.FORGET, forget)
+    artefacts.save_forget(config.run, forget)
     parts = lineage.splits(base, forget, config.observed_classes)
     work: dict[str, Callable[..., Outcome]] = {"descent": _descend, "certified": _certify, "step": _step}
     outcome = work[kind.family](job, made or make(job), parts)
-    checkpoint.save(config.run / lineage.WEIGHTS, 0, outcome.weights)
+    checkpoint.save(config.run / identity.WEIGHTS, 0, outcome.weights)
     values, section = _result(job, outcome, parts, reference, runs.elapsed(started))
     _hint(job, values)
     certified.forget_key(config.run)

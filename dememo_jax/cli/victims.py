@@ -11,7 +11,7 @@ import numpy as np
 from dememo_jax import checkpoint, keys, loop, models, projected, sources
 from dememo_jax import data as sets
 from dememo_jax import evaluate as evaluation
-from dememo_jax.cli import classes, console, lineage, networks, recipes, runs, texts
+from dememo_jax.cli import classes, console, identity, lineage, networks, recipes, runs, texts
 from dememo_jax.cli.configs import Protect, Train
 from dememo_jax.errors import require
 from dememo_jax.protect import Countermeasure, combine, countermeasure, victim
@@ -69,7 +69,7 @@ def train_victim(config: Train) -> dict:
     model, against = base.model_of(config.model), against_it(config, base)
     in_place = against.prepare is None or not config.stream
     require(in_place, "a countermeasure that prepares the whole training set needs it in memory: leave --stream away")
-    described = runs.describe(config, source_digest=base.digest) | classes.kept(base)
+    described = runs.describe(config, **identity.record("source", base.inputs)) | classes.kept(base)
     if done := runs.begin(config.run, described):
         return done
     lineage.keep_tokenizer(config.run, base)
@@ -85,7 +85,7 @@ def train_victim(config: Train) -> dict:
         epochs=config.epochs, batch=config.batch, seconds=config.checkpoint_seconds, perturbation=perturbation,
         keep=_keeper(config),
     )  # fmt: skip
-    checkpoint.save(config.run / lineage.WEIGHTS, 0, state.weights)
+    checkpoint.save(config.run / identity.WEIGHTS, 0, state.weights)
     written = None if base.language is None else float(texts.written(base.language, state.weights, base.test).mean())
     values, section = _learned(config, history, share, written)
     return runs.finish(config.run, described, values, [section], started)
@@ -106,7 +106,7 @@ def _keeper(config: Train) -> Callable[[int, Weights], None]:
 
     def keep(epoch: int, weights: Weights) -> None:
         if config.every is not None and (epoch % config.every == 0 or epoch == config.epochs):
-            checkpoint.store(config.run / lineage.EPOCHS, weights, console.warn).save(f"{epoch:05d}", weights)
+            checkpoint.store(config.run / identity.EPOCHS, weights, console.warn).save(f"{epoch:05d}", weights)
 
     return keep
 

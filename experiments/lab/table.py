@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from dememo_jax import cells
-from dememo_jax.cli import console, runs
+from dememo_jax.cli import console, identity, runs
 from dememo_jax.errors import BadInput, require
 from lab import models
 from lab.models import World
@@ -58,7 +58,7 @@ def _fill(world: Any, asked: argparse.Namespace, table: str, names: list[str], c
         jax.config.update("jax_compilation_cache_dir", str(world.work / "compiled"))
     folder = asked.results / world.preset.name / table
     configuration = models.stamp(world, 0.0, 0)["configuration"]
-    settings = configuration | {"digest": runs.digest(training.x, training.y)}
+    settings = configuration | {"digest": identity.digest(training.x, training.y)}
     cells.begin(folder, settings, commit=runs.measured(0.0)["commit"], mixed=asked.mixed)
     wanted = asked.only or names
     already = len(cells.done(folder).keys() & set(wanted))
