@@ -139,24 +139,44 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _create(path: Path) -> bool:
+    """Take the lock, in one piece where the disk has links: whoever dies on the way leaves none, or one with a name on it."""
+    mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+    mine.write_text(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}))
     try:
-        with path.open("x") as file:
-            file.write(json.dumps({"machine": socket.gethostname(), "process": os.getpid()}))
+        os.link(mine, path)
         return True
     except FileExistsError:
         return False
+    except OSError:  # a disk without links
+        try:
+            with path.open("x") as file:
+                file.write(mine.read_text())
+            return True
+        except FileExistsError:
+            return False
+    finally:
+        mine.unlink(missing_ok=True)
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """What a lock says of its owner; nothing where it is empty or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    whole = isinstance(found, dict) and isinstance(found.get("machine"), str) and type(found.get("process")) is int
+    return found if whole else {}
 
 
 def _left_behind(path: Path, say: Say, patience: float) -> bool:
     """Whether the lock's owner is gone; the lock is then removed."""
     try:
-        owner, silent = json.loads(path.read_text() or "{}"), time.time() - path.stat().st_mtime
+        owner, silent = _owner(path), time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return True  # given back just now
-    except ValueError:
-        owner, silent = {}, time.time() - path.stat().st_mtime
     here = owner.get("machine") == socket.gethostname()
-    if silent < patience and not (here and not _alive(owner["process"])):
+    gone = not _alive(owner["process"]) if here else not owner and silent > patience / 100  # one without a name is half a lock
+    if silent < patience and not gone:
         return False
     whose = f"process {owner.get('process', 'unknown')} on {owner.get('machine', 'an unknown machine')}"
     say(f"{path.name}: its owner, {whose}, is gone (no sign of life for {silent:.0f} s): taken over")

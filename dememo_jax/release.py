@@ -6,6 +6,7 @@ that rounding.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -187,9 +188,9 @@ def write(
       so that their order as text is their order as numbers: torchvision's ImageFolder gives label k the class k.
     - `manifest.json`: the given entries (method, configuration, seed, ...), then counts, shape, the hash (blake2b, 16
       bytes) of the clean and of the released arrays, and the budget measured on the released images.
-    A write that was killed can be repeated, and a release can be written over an older one.
+    A write that was killed can be repeated, and a release can be written over an older one; nothing else is removed.
     Raises BadInput when the budget does not hold, when the manifest has an absolute path or one of our entries, and
-    when `images` in the folder is not of a release; OSError when the disk is full.
+    when `images` in the folder holds anything that is not of a release; OSError when the disk is full.
     """
     folder = Path(folder)
     _check_manifest(manifest)
@@ -212,8 +213,7 @@ def write(
     }
     text = json.dumps(full, indent=1, allow_nan=False, default=_plain)
     folder.mkdir(parents=True, exist_ok=True)
-    ours = (folder / "released.npz").exists() or not (folder / "images").exists()
-    require(ours, "the folder has images that are not of a release: choose an empty one")
+    check_folder(folder)
     (folder / "manifest.json").unlink(missing_ok=True)
     names = {"class_names": np.asarray(class_names)} if class_names else {}
     files.write_arrays(folder / "released.npz", **arrays, **names)
@@ -226,6 +226,12 @@ def write(
     return json.loads(text)
 
 
+def check_folder(folder: str | Path) -> None:
+    """BadInput when a release into `folder` would remove what is not of a release; call it before long work."""
+    for strange in itertools.islice(_strangers(Path(folder) / "images"), 1):
+        raise BadInput(f"{strange} is not of a release, which would replace that folder: move it away, or choose an empty one")
+
+
 def digest(*arrays, batch: int = 1024) -> str:
     """The blake2b hash, 32 hexadecimal digits, of the types, shapes and values of arrays."""
     total = hashlib.blake2b(digest_size=16)
@@ -234,6 +240,18 @@ def digest(*arrays, batch: int = 1024) -> str:
         for at in _blocks(len(array), batch):
             total.update(np.ascontiguousarray(array[at]).tobytes())
     return total.hexdigest()
+
+
+def _strangers(folder: Path) -> Iterator[Path]:
+    """What lies in a release's folder of images and is not of it."""
+    if not folder.is_dir():
+        yield from [folder] if folder.exists() else []
+        return
+    for inner in folder.iterdir():
+        if not inner.name.isdecimal() or not inner.is_dir():
+            yield inner
+            continue
+        yield from (path for path in inner.iterdir() if path.suffix != ".png" or not path.stem.isdecimal())
 
 
 def _write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:

@@ -86,6 +86,28 @@ def test_locks_of_the_dead_and_of_the_living(tmp_path):
         assert (first, second) == (True, False)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"process": "x", "machine": "y"}', '{"machine": "y"}', "\0\0"])
+def test_half_a_lock_does_not_hold_for_long(content, tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(content)
+    with cells.claim(path, say=str) as mine:
+        assert not mine  # its owner may be writing it
+    os.utime(path, (time.time() - 10,) * 2)
+    with cells.claim(path, say=str) as mine:
+        assert mine
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_links(tmp_path, monkeypatch):
+    def refused(*paths):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    with cells.claim(tmp_path / "lock") as first, cells.claim(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_holder_gives_signs_of_life(tmp_path):
     with cells.claim(tmp_path / "lock", patience=0.2):
         os.utime(tmp_path / "lock", (0, 0))

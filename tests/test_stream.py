@@ -167,6 +167,7 @@ def test_a_folder_older_than_the_flags_is_known_again(tmp_path, capsys, no_pictu
     for name in ("config.json", "result.json"):
         known = json.loads((tmp_path / "old" / name).read_text())
         del known["config"]["side"], known["config"]["stream"]
+        known = {entry: value for entry, value in known.items() if entry not in ("digest", "files")}
         (tmp_path / "old" / name).write_text(json.dumps(known))
     before = result(tmp_path / "old")
     assert inside(*asked) == 0

@@ -287,7 +287,7 @@ def test_noise_is_secret_and_fresh_unless_its_seed_is_given(root, monkeypatch):
 
     def looking(folder, *arguments, **how):
         key = folder / "noise.key"
-        seen.append((stat.S_IMODE(key.stat().st_mode), key.read_text()) if key.exists() else None)
+        seen.append((stat.S_IMODE(key.stat().st_mode), key.read_text().split()[0]) if key.exists() else None)
         return resumable(folder, *arguments, **how)
 
     monkeypatch.setattr(runs, "resumable", looking)
@@ -333,15 +333,26 @@ def interrupt(monkeypatch):
     return lambda count: left.__setitem__(0, count)
 
 
-def test_an_interrupted_secret_run_goes_on_with_its_own_noise(root, tmp_path, interrupt, monkeypatch):
+def test_an_interrupted_secret_run_goes_on_with_its_own_noise(root, tmp_path, interrupt, monkeypatch, capsys):
     monkeypatch.setattr(certified.secrets, "token_hex", lambda size: "0123456789abcdef"[: 2 * size])
     assert forget(root, "straight", *NOISY) == 0
     for stop in (1, 2):  # amid the noise, after the training
         interrupt(stop)
         assert forget(root, tmp_path / "cut", *NOISY) == cli.INTERRUPTED
-        assert (tmp_path / "cut" / "noise.key").read_text() == "0123456789abcdef"
+        assert (tmp_path / "cut" / "noise.key").read_text().split()[0] == "0123456789abcdef"
+        assert stat.S_IMODE((tmp_path / "cut" / "checkpoints").stat().st_mode) == 0o700
         monkeypatch.setattr(certified.secrets, "token_hex", lambda size: pytest.fail("a second key"))
     interrupt(None)
+    key = tmp_path / "cut" / "noise.key"
+    text = key.read_text()
+    for spoilt in (text.replace("3", "2", 1), "xyz", text[:-1], "\udcff"):
+        key.write_text(spoilt, errors="surrogateescape")
+        assert forget(root, tmp_path / "cut", *NOISY) == 2
+        assert "noise.key is damaged" in " ".join(capsys.readouterr().err.split())
+    key.unlink()
+    assert forget(root, tmp_path / "cut", *NOISY) == 2
+    assert "noise.key is missing" in " ".join(capsys.readouterr().err.split())
+    key.write_text(text.split()[0])  # as an older version wrote it
     assert forget(root, tmp_path / "cut", *NOISY) == 0
     assert equal(root / "straight", tmp_path / "cut")
     assert result(root / "straight")["values"] == result(tmp_path / "cut")["values"]

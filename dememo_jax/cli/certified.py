@@ -1,6 +1,7 @@
 """Certified unlearning as a run: calibrate, take the noisy steps, train on freely, and say what is promised."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dememo_jax import checkpoint, files, keys, loop, unlearn
 from dememo_jax import data as sets
-from dememo_jax import keys, loop, unlearn
-from dememo_jax.cli import networks, runs
+from dememo_jax.cli import identity, networks, runs
 from dememo_jax.cli.forgetting import Job, chunk
 from dememo_jax.errors import require
 from dememo_jax.report import Table
@@ -59,7 +60,7 @@ def run(
     steps, seconds = numbers["steps"], config.checkpoint_seconds
     state, _ = runs.resumable(
         config.run, Method(method.init, method.step), key, (key, base.weights, base.seen, job.mask, centre), base.seen,
-        title=f"noise {config.run.name}", steps=steps, every=chunk(steps, 10), seconds=seconds,
+        title=_noise(config.run), steps=steps, every=chunk(steps, 10), seconds=seconds,
         record=lambda state, info: {"gradient_norm": float(np.mean(info["gradient_norm"]))} if "gradient_norm" in info else {},
     )  # fmt: skip
     weights = unlearn.released(base.model, state.weights, base.seen, job.mask)
@@ -119,19 +120,34 @@ def forget_key(folder: Path) -> None:
 
 
 def _secret(folder: Path, seed: int | None) -> Key:
-    """A fresh key from the operating system, the same one for a run that is resumed; or that of a seed, which is no secret."""
+    """A fresh key from the operating system, the same one for a run that is resumed; or that of a seed, which is no secret.
+
+    Raises BadInput for a key that is not as it was written, or is gone although noise was drawn from it.
+    """
     if seed is not None:
         return keys.named(jax.random.key(seed), "noise")
-    path = folder / SECRET
+    path, kept = folder / SECRET, folder / runs.CHECKPOINTS
+    lost = "and the noise already added cannot be continued; choose another --run"
     if not path.exists():
-        part = path.with_suffix(".part")  # a whole key or none, whenever this process dies
+        require(not checkpoint.steps(kept / _noise(folder).replace(" ", "-")), f"{path} is missing, {lost}")
+        kept.mkdir(mode=0o700, exist_ok=True)  # the order of the batches follows from the key, and lies in there
+        part = path.with_suffix(files.PART)  # a whole key or none, whenever this process dies
         part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write(secrets.token_hex(8))
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            text = secrets.token_hex(8)
+            file.write(f"{text} {identity.digest(text.encode())}")
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
-    text = path.read_text().strip()
-    require(len(text) == 16, f"{path} is damaged, and the noise already added cannot be continued; choose another --run")
+    text, _, sum_ = path.read_bytes().decode(errors="replace").strip().partition(" ")
+    whole = re.fullmatch("[0-9a-f]{16}", text) and sum_ in ("", identity.digest(text.encode()))  # older runs wrote no digest
+    require(whole, f"{path} is damaged, {lost}")
     return jax.random.wrap_key_data(jnp.asarray(np.frombuffer(bytes.fromhex(text), np.uint32)))
+
+
+def _noise(folder: Path) -> str:
+    """What the noisy steps are called, on the terminal and among the checkpoints."""
+    return f"noise {folder.name}"
 
 
 def _centre(job: Job) -> Params:

@@ -6,6 +6,7 @@ config.json holds the digests of what went in (`record`), result.json those of t
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,11 +61,12 @@ def check(run: Path, config: dict, name: str, inputs: Inputs) -> None:
         same(found.what, config.get(f"{name}_{part}"), found.digest, f"{run} was made from")
 
 
-def same(what: Any, recorded: str | None, found: str | None, role: str) -> None:
+def same(what: str | Path, recorded: str | None, found: str | None, role: str) -> None:
     """BadInput unless a recorded digest is the one that was found; what was not recorded passes."""
+    shown = os.path.relpath(Path(what).resolve()) if ".." in Path(what).parts else what  # from a run to what it was made from
     require(
         recorded is None or recorded == found,
-        f"{what} is not what {role}: recorded was the digest {recorded}, found is {found or 'none'}. Restore it, or run what "
+        f"{shown} is not what {role}: recorded was the digest {recorded}, found is {found or 'none'}. Restore it, or run what "
         "was made from it again in a new folder",
     )
 

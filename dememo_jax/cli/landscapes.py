@@ -1,6 +1,6 @@
 """The landscapes of `dememo sharpness`: planes through the final weights, each saved as it ends."""
 
-import json
+import functools
 from typing import Any
 
 import jax
@@ -23,12 +23,8 @@ def drawn(config: Sharpness, subject: Any) -> tuple[tuple[tuple[str, str], ...],
     """Pictures with their captions, and the numbers, of every landscape that was asked for."""
     directory = config.run / runs.CHECKPOINTS / "landscapes"
     pictures, values = [], dict[str, Any]()
-    directory.mkdir(parents=True, exist_ok=True)
     for kind in config.landscape:
-        kept = directory / f"{kind}.json"
-        if not kept.exists():
-            files.write(kept, report.to_json(_plane(config, subject, kind)))
-        found = values[kind] = json.loads(kept.read_text())
+        found = values[kind] = runs.once(directory / f"{kind}.json", functools.partial(_plane, config, subject, kind))
         surface = {name: np.array(found[name]) for name in ("loss", "accuracy")}
         panels = [("loss, nats (log)", surface["loss"], True), ("accuracy", surface["accuracy"], False)]
         file = f"landscape-{kind}.png"

@@ -43,6 +43,7 @@ def protect_data(config: Protect) -> dict:
     described = runs.describe(config, **identity.record("data", base.inputs)) | {"radius": budget} | classes.kept(base)
     made = None
     if not (config.run / runs.RESULT).exists():  # bad input must show before the folder is claimed
+        release.check_folder(config.run / "release")
         made = recipes.make(config, base, mask, budget)
         if isinstance(made, protect.Recipe):
             protect.check(made, base.train, mask)

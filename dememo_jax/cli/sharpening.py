@@ -1,7 +1,7 @@
 """`dememo sharpness`: SAL of every kept epoch by every solver, UD with its controls, the loss around the model."""
 
 import dataclasses
-import json
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,24 +133,19 @@ def _names(config: Sharpness, subject: Subject) -> list[str]:
 def _measured(config: Sharpness, subjects: dict[str, Subject], started: float) -> dict[str, dict[str, list[Sal]]]:
     """solver -> model -> SAL of every epoch; each is saved as it ends."""
     directory = config.run / runs.CHECKPOINTS / "sal"
-    directory.mkdir(parents=True, exist_ok=True)
     jobs = [(solver, name, epoch) for solver in config.solver for name, one in subjects.items() for epoch in one.epochs]
     found: dict[str, dict[str, list[Sal]]] = {solver: {name: [] for name in subjects} for solver in config.solver}
     layers = len(_names(config, subjects[THIS]))
     with console.progress(f"sharpness {config.run.name}", layers * len(jobs), 0, "layers") as advance:
         for number, (solver, name, epoch) in enumerate(jobs):
             file = directory / f"{solver}-{name.replace(' ', '-')}-{epoch}.json"
-            if file.exists():
-                sal = sharpness.from_plain(json.loads(file.read_text()))
-            else:
 
-                def after(done: int, _: int, begun: int = layers * number) -> None:
-                    advance(begun + done)
+            def after(done: int, _: int, begun: int = layers * number) -> None:
+                advance(begun + done)
 
-                sal = _sal(config, solver, subjects[name], epoch, after)
-                files.write(file, report.to_json(sal))
-                files.write(config.run / runs.CHECKPOINTS / runs.SECONDS, f"{runs.elapsed(started):.3f}")
-            found[solver][name].append(sal)
+            measure = functools.partial(_sal, config, solver, subjects[name], epoch, after)
+            found[solver][name].append(sharpness.from_plain(runs.once(file, measure)))
+            files.write(config.run / runs.CHECKPOINTS / runs.SECONDS, f"{runs.elapsed(started):.3f}")
             advance(layers * (number + 1))
     return found
 
