@@ -22,6 +22,7 @@ MEANING = {
 ASSUMPTIONS = (
     "steps, rates, clips, noise and centre were chosen without looking at the given weights or the forget set",
     "the noise key is secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
+    "a run is made once: none is stopped, repeated or thrown away for how its noise came out",
     "all that is released is computed from the final weights and the retain set: statistics by `released`, later training",
     "real arithmetic: the rounding of floating point is not accounted for",
 )

@@ -43,7 +43,7 @@ ASSUMPTIONS = (
     "of several releases each is compared with the rows of its time: who saw a head released before a removal still has it",
     "features and labels of an example do not depend on the examples removed: the network of the features never saw these",
     "classes, lam, sigma, epsilon, delta and the number of releases were chosen without looking at the data",
-    "keys are secret, drawn afresh for every release and used once; states and updates are not released, nor their timing",
+    "keys are secret, drawn afresh for every release and used once; states, updates, refusals and timings stay secret",
     "every release went on from the state that the one before returned, and one that was thrown away for its noise is counted",
     "the generator's numbers pass for independent; each coordinate's noise is a Gaussian rounded to a grid to within 1e-12 in "
     "total variation, which is not added to delta",

@@ -25,6 +25,7 @@ MEANING = (
 ASSUMPTIONS = (
     "the head was learned by this method from a start that does not depend on the data, for as many steps as stated",
     "n, forget, classes, rates, noise, radius and the numbers of steps were chosen without looking at the forget set",
+    "a run is made once: none is stopped, repeated or thrown away for how its noise came out",
     "the features of an example do not depend on the forgotten examples: rows are shortened one by one (`clip_rows`)",
     "only the last weights are released, once: who also sees earlier ones, or the state on the way, sees more",
     "keys are secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
