@@ -31,7 +31,8 @@ def lira(scores, members, *, targets=None, outside=None, form: str = "online", v
     N(mean_out, var_out) below s, as a standard score, from models without the example only (one-sided).
     scores, members: [M, N]; or scores [M, N, Q] of Q views of each example, whose log-ratios are averaged.
     targets: scores [T, N(, Q)] of models to attack; without, each row in turn by the others, less one of the other side, so
-        that both sides have lost a model and nothing looks nearer for being more.
+        that both sides have lost a model and nothing looks nearer for being more. Limits of `bounds.auc` hold for these
+        where each model has members and non-members; where whole models are of one side, see `u_lira`.
     outside: which cells count as not trained on, by default all that are not members; cells in neither are not used.
     variance: "example", each example's own; "shared", pooled over all examples (for few models); "auto" shares
         below 64 models of either side. (The published code shares the variance of all scores together, differences between

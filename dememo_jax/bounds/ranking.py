@@ -2,7 +2,8 @@
 
 Larger scores claim membership. Scores are `[n]`, independent, or `[M, N]`, M models on N examples: cells of one row
 share a model and cells of one column an example, so they are not independent, and the limits allow for both (two-way
-clusters, Cameron, Gelbach and Miller 2011; for the area as Obuchowski 1997).
+clusters, Cameron, Gelbach and Miller 2011; for the area as Obuchowski 1997). What they cannot see is that an attack was fitted
+on the other rows: where whole rows are members or not, fit it on rows that are not attacked (`audit.u_lira`).
 """
 
 import bisect
