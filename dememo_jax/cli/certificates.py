@@ -45,15 +45,19 @@ def _move(config: Certify, eta: float, lengths: Lengths) -> str:
     return f"for any move of {unit.format(eta)}" + (f" ({shares})" if shares else "")
 
 
-def _claim(config: Certify, row: certify.Row, lengths: Lengths) -> str:
-    share = row.q
-    if config.side == "lower":
-        share = 1 - row.q if config.form == "published" else row.q
-    words, bound = ("at least", row.lower) if config.side == "lower" else ("at most", row.upper)
-    return (
-        f"accuracy on {_named(row.group)} under noise {_noise(config)}: {words} {bound:.3f} in {100 * share:g} % of draws, "
-        f"{_move(config, row.eta, lengths)}"
-    )
+def _claims(config: Certify, rows: list[certify.Row], lengths: Lengths) -> str:
+    """One sentence: what each group's bound is, under which noise, how often and for which moves."""
+    said: list[str] = []
+    for i, row in enumerate(rows):
+        words, bound = ("at least", row.lower) if config.side == "lower" else ("at most", row.upper)
+        bounded = f"{words} {bound:.3f}"
+        if i and (row.q, row.eta) == (rows[0].q, rows[0].eta):
+            said.append(f"on {_named(row.group)} {bounded}")
+            continue
+        share = 1 - row.q if config.side == "lower" and config.form == "published" else row.q
+        often = f"in {100 * share:g} % of draws, {_move(config, row.eta, lengths)}"
+        said.append(f"accuracy on {_named(row.group)} under noise {_noise(config)}: {bounded} {often}")
+    return "; ".join(said)
 
 
 def _named(group: str) -> str:
@@ -61,12 +65,15 @@ def _named(group: str) -> str:
 
 
 def _beside(config: Certify, row: certify.Row, control: certify.DepthCertificate) -> str:
-    """Whether the control is certified to know what this model is certified not to know."""
+    """Whether the bounds tell this model from the control: a low one says little at a noise that destroys any network."""
     (other,) = [r for r in control.rows if (r.group, r.q, r.eta) == (row.group, row.q, row.eta)]
-    if config.side != "both" or row.upper is None or (other.lower is not None and other.lower > row.upper):
+    if config.side != "both" or row.upper is None:
         return ""
     least = "its lower bound abstains" if other.lower is None else f"at least {other.lower:.3f}"
-    return f"; at this sigma the clean control is not certified to know {_named(row.group)} either ({least})"
+    if other.lower is not None and other.lower > row.upper:
+        return f"; the clean control is certified to know {_named(row.group)} better ({least})"
+    known = f"the clean control is not certified to know {_named(row.group)} better ({least})"
+    return f"; at this sigma {known}, so that the two are not told apart"
 
 
 def certified(
@@ -86,7 +93,7 @@ def certified(
     )
     side = "lower" if config.side == "lower" else "upper"
     best = list({row.group: row for row in first.rows if getattr(row, side) is not None}.values())
-    claims = "; ".join(_claim(config, row, lengths) for row in best) or "no row can be certified"
+    claims = _claims(config, best, lengths) or "no row can be certified"
     beside = _beside(config, best[0], certificates[CONTROL]) if best and CONTROL in certificates else ""
     abstained = sum(getattr(row, s) is None for row in first.rows for s in sides)
     said = f"{claims}{beside}; {abstained} of {len(first.rows) * len(sides)} bounds abstain"
