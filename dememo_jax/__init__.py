@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dememo_jax import (
         adapters,
+        arithmetic,
         audit,
         augment,
         bounds,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         models,
         montecarlo,
         nets,
+        noise,
         projected,
         protect,
         release,
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "adapters",
+    "arithmetic",
     "audit",
     "augment",
     "bounds",
@@ -60,6 +63,7 @@ __all__ = [
     "models",
     "montecarlo",
     "nets",
+    "noise",
     "projected",
     "protect",
     "release",

@@ -52,7 +52,10 @@ def lora(model: Model, base: Weights, *, rank: int, alpha: float | None = None, 
 
 
 def merged(weights: Weights) -> Weights:
-    """Weights of the adapted model with the adapter added in."""
+    """Weights of the adapted model with the adapter added in: adapted matrices in float32 at least, however they are stored.
+
+    Rounded to half precision, small adapters, and noise on them, would be lost.
+    """
     base, scale = weights.stats["base"], weights.stats["scale"]
     leaves, structure = jax.tree.flatten(base.params)
     found = [_added(leaf, weights.params.get(name), scale) for name, leaf in zip(tree.names(base.params), leaves)]
@@ -62,7 +65,7 @@ def merged(weights: Weights) -> Weights:
 def _added(leaf: Array, adapter: dict[str, Array] | None, scale: Array) -> Array:
     if adapter is None:
         return leaf
-    return (leaf + scale * (adapter["down"] @ adapter["up"]).reshape(leaf.shape)).astype(leaf.dtype)
+    return tree.add(leaf, scale * (adapter["down"] @ adapter["up"]).reshape(leaf.shape))
 
 
 def _zero(key: Key, rows: int, columns: int, rank: int) -> Params:

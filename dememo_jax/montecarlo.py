@@ -54,6 +54,8 @@ def scores(
 ) -> np.ndarray:
     """Scores [stop - start, G] of `metric(params + kappa_i, data)`, kappa_i ~ N(0, sigma^2 I), on the host.
 
+    The metric is given the sum in float32 at least, however params are stored.
+
     sigma: one number, or a tree of them shaped like params (a scale for each leaf; 0 leaves one untouched): `tree.scales`.
     strategy: "map" evaluates one network after another, "vmap" `width` of them at once (default 32), "auto" times both
         on the first draws and keeps the faster (`calibrate`). A vmap over weights suits small dense networks; it turns

@@ -29,7 +29,7 @@ def search(
 
     def body(current, t):
         way = direction(gradient(keys.at(key, t), t, current))
-        return project(jax.tree.map(lambda old, move: old - stride * move, current, way)), None
+        return project(jax.tree.map(lambda old, move: (old - stride * move).astype(old.dtype), current, way)), None
 
     return jax.lax.scan(body, point, jnp.arange(steps))[0]
 
@@ -122,10 +122,13 @@ def within(
     The state of `method` must have `weights`. `init(inner_state, radius)` anchors at the weights as they are then.
     The radius is part of the state, so that one program serves a sweep of radii. Adds the distance to the info.
     Momentum is left as the inner optimiser keeps it. only: a regular expression; the leaves whose names it does not
-    match stay at the anchor, whatever the optimiser wants. BadInput when none matches.
+    match stay at the anchor, whatever the optimiser wants. BadInput when none matches, and for weights stored in half
+    precision, where a small step is rounded away and a projection leaves the ball: raise them by `tree.widened` first.
     """
 
     def init(inner: Any, radius: float | Array) -> WithinState:
+        low = ", ".join(tree.half(inner.weights.params))
+        require(not low, f"a ball of weights needs float32 weights, these are {low}: raise them by tree.widened first")
         return WithinState(inner, inner.weights.params, jnp.asarray(radius, jnp.float32))
 
     def step(key: Key, state: WithinState, data: Dataset):

@@ -277,9 +277,10 @@ def weight_noise(
                 (value, (stats, right)), grads = jax.value_and_grad(objective, has_aux=True)(noisy)
                 return (tree.add(total, grads), stats), (value, right)
 
-            begin = (jax.tree.map(jnp.zeros_like, current.weights.params), current.weights.stats)
+            begin = (jax.tree.map(jnp.zeros_like, tree.widened(current.weights.params)), current.weights.stats)
             (total, stats), (values, right) = jax.lax.scan(draw, begin, jnp.arange(draws))
-            grads = jax.tree.map(lambda g: g / (draws * len(sigmas)), total)
+            mean = jax.tree.map(lambda g: g / (draws * len(sigmas)), total)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), mean, current.weights.params)
             weights, opt = update(tx, grads, current.opt, current.weights._replace(stats=stats))
             return TrainState(weights, opt, current.step), (values.mean(), right.mean())
 

@@ -1,6 +1,7 @@
 """Arithmetic on parameter trees beyond `optax.tree`: norms, balls, spheres, Gaussian noise.
 
-Norms and distances are global l2 over every leaf, accumulated in float32 at least.
+Norms and distances are global l2 over every leaf. Everything here works in float32 at least: trees stored in half precision
+are raised to it (`widened`), and sums and projections come back in float32, so that noise and small moves are not rounded away.
 """
 
 import hashlib
@@ -14,16 +15,32 @@ import numpy as np
 from dememo_jax.errors import BadInput, require
 from dememo_jax.types import Array, Key, Params
 
+HALF = (jnp.dtype("bfloat16"), jnp.dtype("float16"))
+
 
 def size(tree: Params) -> int:
     """How many scalars stand in the tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def widened(tree: Params) -> Params:
+    """The tree with every floating leaf in float32 at least; leaves that are, and whole numbers, stay as they are."""
+
+    def raised(leaf):
+        return leaf.astype(jnp.float32) if jnp.result_type(leaf) in HALF else leaf
+
+    return jax.tree.map(raised, tree)
+
+
+def half(tree: Params) -> list[str]:
+    """The types below float32 that leaves are stored in, sorted; empty for most trees."""
+    return sorted({str(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree) if jnp.result_type(leaf) in HALF})
+
+
 def norm(tree: Params) -> Array:
     """Global l2 norm, a scalar; its gradient at zero is zero, not NaN."""
     leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
-    square = sum((jnp.sum(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros(()))
+    square = sum((jnp.sum(jnp.square(leaf)) for leaf in leaves), start=jnp.zeros((), jnp.float32))
     return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
@@ -41,7 +58,7 @@ def unit(tree: Params) -> Params:
 
 def distance(a: Params, b: Params) -> Array:
     """Global l2 distance between two trees of one shape."""
-    return norm(jax.tree.map(jnp.subtract, a, b))
+    return norm(jax.tree.map(jnp.subtract, widened(a), widened(b)))
 
 
 def project_ball(tree: Params, centre: Params, radius: float | Array) -> Params:
@@ -55,6 +72,7 @@ def project_sphere(tree: Params, centre: Params, radius: float | Array) -> Param
 
 
 def _towards(tree: Params, centre: Params, scale_of) -> Params:
+    tree, centre = widened(tree), widened(centre)
     scale = scale_of(distance(tree, centre))
 
     def move(leaf, middle):
@@ -98,8 +116,8 @@ def leaf_scales(scale: float | Array | Params, tree: Params) -> list:
 
 
 def add(a: Params, b: Params) -> Params:
-    """a + b in the dtypes of a: summed in the wider one and rounded once."""
-    return jax.tree.map(lambda left, right: (left + right).astype(left.dtype), a, b)
+    """a + b in the dtypes of a, or float32 where those are lower: noise and small moves are not rounded to half precision."""
+    return jax.tree.map(lambda left, right: (left + right).astype(left.dtype), widened(a), b)
 
 
 # --- on the host: names, scales, fingerprints --------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
     0: ("bounds", "callbacks", "convolution", "keys", "modes", "tree", "values"),
-    1: ("adapters", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "projected"),
+    1: ("adapters", "arithmetic", "augment", "data", "likelihood", "losses", "mesh", "models", "nets", "noise", "projected"),
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
     4: ("cells", "checkpoint", "files", "release", "report", "sources"),

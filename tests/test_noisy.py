@@ -449,12 +449,29 @@ def test_what_may_begin_may_be_released(toy, forget):
     unlearn.released(model, state.weights, toy, forget)
 
 
-def test_half_precision_stays(toy, forget):
-    method = descent(sigma=0.1)
-    half = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in TRAINED.items()}
-    begun = begin(method, toy, forget, params=half)
-    state, _ = jax.eval_shape(method.step, jax.random.key(0), begun, toy)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.weights.params)} == {jnp.dtype(jnp.bfloat16)}
+HALF_AN_ULP = {"bfloat16": (0.03125, 0.01578), "float16": (0.003906, 0.001973)}  # lengths: as rounded, as accounted
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("where", ["weights", "centre"])
+def test_half_precision_is_refused_since_its_rounding_breaks_the_sensitivity(toy, forget, dtype, where):
+    # Starts half an ulp and a little on either side of 0.05: rounding brings them twice as far apart as was counted.
+    low = jnp.full(4096, 0.05, dtype)
+    ulp = float(jnp.nextafter(low[0], jnp.asarray(1.0, dtype)) - low[0])
+    real = 2 * 0.505 * ulp * 64
+    up, down = (np.asarray((low.astype(jnp.float32) + way * 0.505 * ulp).astype(dtype), np.float64) for way in (1, -1))
+    stored = up - down
+    assert (np.linalg.norm(stored), real) == pytest.approx(HALF_AN_ULP[jnp.dtype(dtype).name], rel=1e-3)
+    half = {name: jnp.asarray(leaf, dtype) for name, leaf in TRAINED.items()}
+    given = {"params": half} if where == "weights" else {"centre": half}
+    methods = (
+        descent(sigma=0.1),
+        unlearn.noisy_model_clipping(MODEL, lr=0.1, clip_init=1.0, clip_model=1.0, sigma=1.0),
+        unlearn.output_perturbation(MODEL, clip_init=1.0, sigma=1.0),
+    )
+    for method in methods:
+        with pytest.raises(BadInput, match=f"float32 at least, got {jnp.dtype(dtype).name}"):
+            begin(method, toy, forget, **given)
 
 
 # --- promises ----------------------------------------------------------------------------------------------------

@@ -103,12 +103,28 @@ def test_scales_of_another_tree():
     tree.check_scale(1, TREE)
 
 
-def test_add_rounds_once():
+def test_sums_with_half_precision_are_not_rounded_to_it():
     many = jnp.asarray(RANDOM.normal(size=2_000), jnp.bfloat16), jnp.asarray(RANDOM.normal(size=2_000), jnp.float32)
-    once = (np.asarray(many[0], np.float32) + np.asarray(many[1])).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(tree.add(*many), once)
-    assert np.any(once != many[0] + many[1].astype(jnp.bfloat16))  # rounding twice is something else
+    np.testing.assert_array_equal(tree.add(*many), np.asarray(many[0], np.float32) + np.asarray(many[1]))
     assert tree.add(jnp.ones(2), jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    assert tree.half(many) == ["bfloat16"]
+    assert tree.half(tree.widened(many)) == []
+    whole = {"count": jnp.arange(3), "half": jnp.ones(2, jnp.float16), "own": np.ones(2), "number": 0.5}
+    kept = tree.widened(whole)
+    assert (kept["count"].dtype, kept["half"].dtype, kept["own"] is whole["own"], kept["number"]) == (
+        jnp.int32, jnp.float32, True, 0.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_distances_and_projections_of_half_precision_are_those_of_its_numbers(dtype):
+    a, b = (jnp.asarray(256 + RANDOM.normal(size=500), dtype) for _ in range(2))
+    apart = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    assert float(tree.distance(a, b)) == pytest.approx(np.linalg.norm(apart), rel=1e-6)
+    for project in (tree.project_ball, tree.project_sphere):
+        held = project(a, b, 0.5)  # steps of two in bfloat16: rounded there, it would not be in the ball
+        assert held.dtype == jnp.float32
+        assert float(tree.distance(held, b)) == pytest.approx(0.5, rel=1e-3)
 
 
 # --- names, scales, fingerprints -----------------------------------------------------------------------------------

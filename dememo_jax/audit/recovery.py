@@ -40,7 +40,8 @@ def attack(
 ) -> Method:  # fmt: skip
     """Descent on hint data, projected after every step onto the l2 ball (or sphere) around the attacked weights.
 
-    init(weights, radius); one radius in the state serves a sweep in one compiled program. The ball spans all params, or
+    init(weights, radius); one radius in the state serves a sweep in one compiled program. Weights stored in half precision
+    are attacked in float32. The ball spans all params, or
     those whose names match the regular expression `only`, and the others stay. The published code rescales onto the sphere
     and lets batch-norm statistics run: `shape="sphere", statistics="fit"`. The same arguments give the same Method, so that a
     sweep compiles once. loss: what the attacker descends, `losses.label_nll` for a language model's answers.
@@ -49,7 +50,11 @@ def attack(
     require(statistics in ("frozen", "fit"), f"statistics must be 'frozen' or 'fit', got {statistics!r}")
     project = tree.project_ball if shape == "ball" else tree.project_sphere
     held = projected.within(train.sgd(model, tx, loss=loss, mode=statistics), project, only=only)
-    return Method(lambda weights, radius: held.init(train.start(tx, weights), radius), held.step)
+
+    def init(weights: Weights, radius: float | Array):
+        return held.init(train.start(tx, weights._replace(params=tree.widened(weights.params))), radius)
+
+    return Method(init, held.step)
 
 
 def absolute_radius(params: Params, share: float, only: str | None = None) -> float:

@@ -37,7 +37,7 @@ def random_search(
     require(0 < radius < float("inf"), f"the radius must be positive and finite, got {radius}")
     require(len(evaluation.y), "there are no examples to measure a point on")
     held = np.asarray(hint_mask(hints, len(data.y)))
-    apply, params = models.freeze(model, weights)
+    apply, params = models.freeze(model, weights._replace(params=tree.widened(weights.params)))
     hinted = Dataset(*(part[np.flatnonzero(held)] for part in data))
     metric = Partial(_on_sphere, apply, params, jnp.asarray(radius, jnp.float32))
     sigma = tree.scales(params, 1.0, only=only)
@@ -78,6 +78,7 @@ def relearn(
     require(len(evaluation.y), "there are no examples to measure relearning on")
     held = hint_mask(hints, len(data.y))
     tx = default_tx() if tx is None else tx
+    weights = weights._replace(params=tree.widened(weights.params))  # half precision would swallow small steps
 
     def measure(weights: Weights) -> float:  # a count over their number: a share in float32 may fall short of the goal
         return int(evaluate.correct(*models.freeze(model, weights), evaluation).sum()) / len(evaluation.y)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, callbacks, evaluate, keys, models, montecarlo, tree
+from dememo_jax import arithmetic, bounds, callbacks, evaluate, keys, models, montecarlo, tree
 from dememo_jax import data as sets
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Dataset, Key, Params, Weights
@@ -28,7 +28,7 @@ class Draws:
     start: int = 0
     noise_norm: float | None = None  # expected length of the noise, the root of the summed variances
     scales: tuple[tuple[str, float], ...] = ()  # (leaf, standard deviation), where they are not all the same
-    precision: str = "as given"  # of the arithmetic: a certificate is about the function as computed
+    precision: str = "as given"  # of the arithmetic, and of stored weights below float32: the function as it is computed
     images: tuple[tuple[int, int], ...] | None = None  # (evaluated, all) of each group, where scores are accuracies
     fingerprint: Mapping[str, str] = field(default_factory=dict)  # of key, sigma, weights, data; the metric by name only
 
@@ -65,8 +65,10 @@ def cloud(
         the leaves whose names it matches and on no others.
     prepare: applied once to each noisy tree before `apply` sees it: batch-norm statistics re-estimated on fixed images
         as part of the metric (`models.recalibrated`). Without it they are held fixed.
-    precision: "float32" computes in true float32 on every device (no TF32, no bfloat16 passes), "bfloat16" rounds the
-        noisy weights and the images to it, "as given" leaves dtypes and the JAX setting alone.
+    precision: "float32" computes in true float32 on every device (no TF32, no bfloat16 passes); "bfloat16" rounds the
+        noisy weights and the images to it, and the network multiplies in it (a head that the network itself keeps in
+        float32 is counted and stated); "as given" leaves dtypes and the JAX setting alone. Noise is always added in
+        float32: weights stored in less are raised to it first.
     images: evaluate a random subset of so many images instead of all, the same for every draw; `bound` then replaces each
         accuracy by a hypergeometric limit of the accuracy on all of them, and pays for the chance that one fails.
     batch: images evaluated at once; default by the device.
@@ -77,8 +79,7 @@ def cloud(
     names, masks = evaluate.stack_groups(groups, len(data.y))
     network = (models.as_apply(apply), None if prepare is None else models.as_apply(prepare))
     law = _law(params, key, sigma, only, names)
-    if precision != "as given":
-        _check_precision(network, params, data, precision)
+    shown = _computed(network, params, data, precision) + _stored(params)
     fingerprint = {
         **law[1].fingerprint,
         "weights": tree.digest((params, network)),
@@ -89,9 +90,9 @@ def cloud(
     if images is not None:
         data, masks = _subset(data, masks, names, images, keys.named(key, "images"))
     sampled = tuple(zip(masks.sum(axis=1).tolist(), all_of))
-    shown = f"as given: {jnp.result_type(*jax.tree.leaves(params))}" if precision == "as given" else precision
     blank = replace(law[1], precision=shown, images=sampled, fingerprint=fingerprint)
-    metric = jax.tree_util.Partial(_counts(batch, precision), network)
+    types = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(params))
+    metric = jax.tree_util.Partial(_counts(batch, precision, types), network)
     return Cloud(metric, params, (data, jnp.asarray(masks)), key, law[0], blank)
 
 
@@ -250,21 +251,28 @@ def _subset(data: Dataset, masks: np.ndarray, names: Sequence[str], images: int,
 
 
 @functools.lru_cache
-def _counts(batch: int | None, precision: str) -> Callable:
+def _counts(batch: int | None, precision: str, types: tuple) -> Callable:
     # One function object a choice, so that jit recognises the next certificate.
-    return functools.partial(_group_correct, batch=batch, precision=precision)
+    return functools.partial(_group_correct, batch=batch, precision=precision, types=types)
 
 
-def _group_correct(network, params, data, *, batch, precision):
-    apply, prepare = network
+def _group_correct(network, params, data, *, batch, precision, types):
     examples, masks = data
-    if precision == "float32":
+    with jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext():
+        apply, weights, x = _ready(network, params, examples.x, precision, types)
+        return evaluate.group_correct(apply, weights, (examples._replace(x=x), masks), batch=batch)
+
+
+def _ready(network, params, x, precision: str, types: tuple):
+    """The network, its weights and the images in the types that the precision asks for."""
+    apply, prepare = network
+    if precision == "as given":
+        leaves, treedef = jax.tree.flatten(params)
+        params = jax.tree.unflatten(treedef, [leaf.astype(dtype) for leaf, dtype in zip(leaves, types, strict=True)])
+    elif precision == "float32":
         params = _cast(params, jnp.float32)
     weights = params if prepare is None else prepare(params)
-    if precision == "bfloat16":
-        weights, examples = _cast(weights, jnp.bfloat16), examples._replace(x=_cast(examples.x, jnp.bfloat16))
-    with jax.default_matmul_precision("highest") if precision == "float32" else contextlib.nullcontext():
-        return evaluate.group_correct(apply, weights, (examples, masks), batch=batch)
+    return (apply, _cast(weights, jnp.bfloat16), _cast(x, jnp.bfloat16)) if precision == "bfloat16" else (apply, weights, x)
 
 
 def _cast(weights, dtype):
@@ -274,13 +282,48 @@ def _cast(weights, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, weights)
 
 
-def _check_precision(network, params, data, precision: str) -> None:
-    dtype = jnp.dtype(precision)
+def _computed(network, params, data, precision: str) -> str:
+    """The precision in words, or BadInput: decided by the types in which the network multiplies, not by that of its logits."""
+    types = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(params))
+    if precision == "as given":
+        return f"as given: {jnp.result_type(*types)}"
 
-    def logits(network, params, x):
-        apply, prepare = network
-        return apply(_cast(params if prepare is None else prepare(params), dtype), _cast(x, dtype))
+    def logits(params, x):
+        given = params if precision == "float32" else _cast(params, jnp.float32)
+        apply, weights, x = _ready(network, given, x, precision, types)
+        return apply(weights, x)
 
-    found = jax.eval_shape(logits, network, params, data.x[:1]).dtype
-    own = f"this network gives {found} from {precision} weights and images: it sets a dtype of its own"
-    require(found == dtype, f"precision={precision!r}, but {own}; take precision='as given'")
+    found = arithmetic.products(logits, params, data.x[:1])
+    if precision == "bfloat16" and network[1] is not None:  # statistics are recomputed in float32, as part of the metric
+        found = found[len(arithmetic.products(lambda p, x: network[1](_cast(p, jnp.float32)), params, data.x[:1])) :]
+    found = [product for product in found if product.types]
+    dtype = jax.eval_shape(logits, params, data.x[:1]).dtype
+    if not found or precision == "float32":
+        _refuse(dtype == jnp.dtype(precision), precision, f"gives {dtype} from {precision} weights and images")
+    if not found:
+        return precision
+    own = arithmetic.share(found, precision)
+    others = {str(t) for product in found for t in product.types} - {precision}
+    what = f"makes {1 - own:.1%} of its multiplications in {', '.join(sorted(others))}"
+    if precision == "float32":
+        _refuse(not others, precision, what)
+        _refuse(
+            all(product.full for product in found), precision, "asks for products that may be rounded (its own `precision`)"
+        )
+        return precision
+    _refuse(own >= 0.5, precision, what)
+    return precision if own == 1 else f"{precision}, with {1 - own:.2g} of the multiplications in {', '.join(sorted(others))}"
+
+
+def _refuse(fits: bool, precision: str, what: str) -> None:
+    require(
+        fits,
+        f"precision={precision!r}, but this network {what}: it sets a dtype of its own; take precision='as given', or build "
+        f"it without one (in Flax dtype=None), so that it computes in the type of its weights and images",
+    )
+
+
+def _stored(params: Params) -> str:
+    """What to add to the precision for weights that are stored in less than float32."""
+    low = ", ".join(tree.half(params))
+    return f"; weights stored in {low}, noise added in float32" if low else ""

@@ -20,6 +20,10 @@ from dememo_jax.report import Table
 from dememo_jax.types import CertifiedMethod, Key, Method, Params, Weights
 
 NOT_ALL = "The promise is about the weights: this folder also tells how the model did before, which is not for publication."
+PROTECTED = (
+    "the protective noise of this run's data does not depend on the forgotten examples: noise that was made on the whole set "
+    "does, and then the comparator sees retained examples that know of them, and is not training without them"
+)
 SECRET = "noise.key"  # while a run lasts, so that it can be resumed; its owner's alone
 
 
@@ -75,6 +79,8 @@ def run(
         weights, history = last.weights, history + after
     guarantee = method.guarantee(steps)
     assumptions = guarantee.assumptions
+    if base.perturbation is not None:
+        assumptions = tuple(PROTECTED if line == unlearn.INDEPENDENT else line for line in assumptions)
     if config.noise_seed is not None:
         seeded = f"the noise was drawn from the seed {config.noise_seed}: nothing holds against who knows it"
         assumptions = tuple(seeded if "noise key is secret" in line else line for line in assumptions)

@@ -37,11 +37,13 @@ def diagonal(product: Operator, like: Params, key: Key, *, probes: int = 16, wid
     Unbiased with variance sum_{j != i} H_ij^2 / probes: exact from one probe where H is diagonal. An absolute value of it
     is biased upwards by the noise.
     """
+    like = tree.widened(like)
     return _mean(lambda one: signs(one, like), lambda z, hz: jax.tree.map(jnp.multiply, z, hz), product, key, probes, width)
 
 
 def trace(product: Operator, like: Params, key: Key, *, probes: int = 16, width: int = 4) -> Estimate:
     """The trace, a scalar: mean of z^T H z, Hutchinson 1990; its variance is 2 sum_{i != j} H_ij^2 / probes."""
+    like = tree.widened(like)
     return _mean(lambda one: signs(one, like), optax.tree.vdot, product, key, probes, width)
 
 
@@ -51,6 +53,7 @@ def layer_blocks(product: Operator, vectors: Params, key: Key, *, probes: int = 
     One sign s_l a leaf: with u = sum_l s_l v_l the mean of s_l v_l^T (H u)_l is unbiased, with variance
     sum_{m != l} (v_l^T H_lm v_m)^2 / probes. As many products as probes, instead of as leaves (`exact_layer_blocks`).
     """
+    vectors = tree.widened(vectors)
 
     def draw(one: Key) -> Params:
         leaves, treedef = jax.tree.flatten(vectors)
@@ -87,7 +90,7 @@ def _mean(draw: Callable, statistic: Callable, product: Operator, key: Key, prob
         return statistic(z, jax.tree.map(lambda leaf: leaf[0], product(stacked)))
 
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(shape, key))
-    (_, mean, spread), _ = jax.lax.scan(group, (jnp.zeros(()), zero, zero), jnp.arange(0, probes, width))
+    (_, mean, spread), _ = jax.lax.scan(group, (jnp.zeros((), jnp.float32), zero, zero), jnp.arange(0, probes, width))
 
     def error(leaf):
         return jnp.sqrt(leaf / (probes * (probes - 1))) if probes > 1 else jnp.full_like(leaf, jnp.inf)

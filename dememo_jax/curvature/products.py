@@ -5,9 +5,10 @@ Masks may be traced: one compiled program serves every mask of one length. The m
 that the cost is theirs alone, and no other example is ever evaluated: what is NaN outside the mask stays outside. A mask
 known to be empty is BadInput; under jit its values are not known, and the mean is NaN.
 
-A vector is a tree shaped like `params`. Sums are taken in float32 at least and returned in the types of `params`; memory is
-one block of activations, and no per-example gradient is stored except where it is said. A network is taken in evaluation
-mode, its statistics bound (`models.freeze`): every function here is of the parameters alone.
+A vector is a tree shaped like `params`. Params in half precision are raised to float32 first: derivatives are taken, summed
+and returned in float32 at least. Memory is one block of activations, and no per-example gradient is stored except where it is
+said. A network is taken in evaluation mode, its statistics bound (`models.freeze`): every function here is of the parameters
+alone.
 """
 
 import functools
@@ -20,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from dememo_jax import data as sets
-from dememo_jax import losses, models
+from dememo_jax import losses, models, tree
 from dememo_jax.errors import require
 from dememo_jax.types import Apply, Array, Dataset, Loss, Params
 
@@ -67,6 +68,7 @@ def mean_loss(
     batch: int = 128,
 ) -> Array:
     """L itself, a scalar."""
+    params = tree.widened(params)
     summed = total(lambda block, real: _summed(apply, loss, block, real)(params), data, mask=mask, batch=batch)
     return summed / (len(data.y) if mask is None else jnp.asarray(mask).sum())
 
@@ -81,6 +83,7 @@ def mean_gradient(
     batch: int = 128,
 ) -> Params:
     """Gradient of L, shaped like `params`."""
+    params = tree.widened(params)
     sums = total(lambda block, real: jax.grad(_summed(apply, loss, block, real))(params), data, mask=mask, batch=batch)
     return _mean(sums, params, mask, len(data.y))
 
@@ -89,6 +92,7 @@ def weighted_gradient(
     apply: Apply, params: Params, data: Dataset, weights: Array, *, loss: Loss = losses.cross_entropy, batch: int = 128
 ) -> Params:
     """sum_i weights[i] grad loss_i over all examples, weights [N]: G^T w for the matrix G [N, P] of their gradients."""
+    params = tree.widened(params)
 
     def of_block(block, real):
         examples, share = block
@@ -101,7 +105,8 @@ def slopes(
     apply: Apply, params: Params, data: Dataset, vector: Params, *, loss: Loss = losses.cross_entropy, batch: int = 128
 ) -> Array:
     """How fast the loss of every example rises along `vector`, [N]: G v for the matrix G [N, P] of their gradients."""
-    count = len(data.y)
+    params = tree.widened(params)
+    vector, count = _like(params, vector), len(data.y)
     rows, _ = sets.blocks(count, min(batch, count))
 
     def of_block(at):
@@ -122,6 +127,8 @@ def hessian_product(
     batch: int = 128,
 ) -> Params:
     """The Hessian of L times `vector`; of a network it may be indefinite."""
+    params = tree.widened(params)
+    vector = _like(params, vector)
     sums = total(lambda block, real: hvp(_summed(apply, loss, block, real), params, vector), data, mask=mask, batch=batch)
     return _mean(sums, params, mask, len(data.y))
 
@@ -143,12 +150,16 @@ def operator(
     through jit as an argument, weights and data with it, and equal settings share compiled programs.
     """
     require(of in ("hessian", "ggn"), f"of must be 'hessian' or 'ggn', got {of!r}")
-    return Partial(_operator(of, loss, batch), models.as_apply(apply), params, data, _check(mask, len(data.y), batch))
+    return Partial(
+        _operator(of, loss, batch), models.as_apply(apply), tree.widened(params), data, _check(mask, len(data.y), batch)
+    )
 
 
 @functools.lru_cache(maxsize=256)
 def _operator(of: str, loss: Loss, batch: int) -> Callable:
     def product(apply, params, data, mask, vectors):
+        vectors = _like(params, vectors)
+
         def of_block(block, real):
             if of == "hessian":
                 _, linear = jax.linearize(jax.grad(_summed(apply, loss, block, real)), params)
@@ -167,6 +178,7 @@ def _operator(of: str, loss: Loss, batch: int) -> Callable:
 
 def restricted(product: Operator, params: Params, chosen: list[bool]) -> tuple[Operator, list[Array]]:
     """The block of the matrix that belongs to the chosen leaves, as an operator on a list of them; and those leaves."""
+    params = tree.widened(params)
     leaves = jax.tree.leaves(params)
     kept = [leaf for leaf, keep in zip(leaves, chosen, strict=True) if keep]
     return Partial(_block(tuple(chosen)), product, params), kept
@@ -200,6 +212,8 @@ def ggn_product(
     the network itself, has no negative eigenvalue where the loss is convex in the logits, is the Fisher matrix of the
     model for cross-entropy, and is the Hessian where logits are linear in `params`.
     """
+    params = tree.widened(params)
+    vector = _like(params, vector)
 
     def of_block(block, real):
         def network(p):
@@ -215,6 +229,7 @@ def ggn_product(
 
 def example_gradients(apply: Apply, params: Params, data: Dataset, *, loss: Loss = losses.cross_entropy) -> Params:
     """The gradient of every example's loss, one row each: a tree of [B, ...]. Stores B times the parameters."""
+    params = tree.widened(params)
 
     def one(x, y):
         return jax.grad(lambda p: loss(apply(p, x[None]), y[None])[0])(params)
@@ -235,6 +250,7 @@ def fisher_diagonal(
 
     Empirical: at the labels of the data, not at labels drawn from the model. `batch` gradients are stored at a time.
     """
+    params = tree.widened(params)
 
     def of_block(block, real):
         each = example_gradients(apply, params, block, loss=loss)

@@ -23,6 +23,7 @@ class Eigen(NamedTuple):
 
 def exact_diagonal(product: Operator, like: Params, *, width: int = 64, most: int = SMALL) -> Params:
     """The diagonal by as many products as there are parameters; BadInput for more than `most`."""
+    like = tree.widened(like)
     _, restore = ravel_pytree(like)
     rows = _columns(product, like, width, most, lambda found, start: jnp.diagonal(found, offset=0, axis1=0, axis2=1), True)
     return restore(rows.reshape(-1)[: tree.size(like)])
@@ -39,11 +40,11 @@ def _columns(product, like, width, most, keep, own) -> Array:
     count = tree.size(like)
     require(count <= most, f"{count:,} parameters are too many for one product each (at most {most:,}): use curvature.diagonal")
     width = min(width, count)
-    _, restore = ravel_pytree(like)
+    flat, restore = ravel_pytree(tree.widened(like))
 
     def group(start):
         at = start + jnp.arange(width)
-        units = jax.vmap(lambda i: restore((jnp.arange(count) == i).astype(jnp.float32)))(at)
+        units = jax.vmap(lambda i: restore((jnp.arange(count) == i).astype(flat.dtype)))(at)
         found = jax.vmap(lambda one: ravel_pytree(one)[0])(product(units))
         if own:
             found = jnp.take(found, jnp.minimum(at, count - 1), axis=1)
@@ -54,7 +55,7 @@ def _columns(product, like, width, most, keep, own) -> Array:
 
 def exact_layer_blocks(product: Operator, vectors: Params, *, width: int = 4) -> Params:
     """v_l^T H_ll v_l for every leaf v_l of `vectors`, a tree of scalars, by one product a leaf."""
-    leaves, treedef = jax.tree.flatten(vectors)
+    leaves, treedef = jax.tree.flatten(tree.widened(vectors))
     width = min(width, len(leaves))
 
     def group(start):
@@ -80,12 +81,12 @@ def top_eigenpairs(
     require(1 <= count <= size, f"a matrix of {size} rows has 1 to {size} eigenpairs, asked for {count}")
     steps = min(size, 4 * count + 20 if steps is None else steps)
     require(steps >= count, f"{count} eigenpairs need at least as many steps, got {steps}")
-    _, restore = ravel_pytree(like)
+    flat, restore = ravel_pytree(tree.widened(like))
     dot = functools.partial(jnp.matmul, precision="highest")
 
     def multiply(vector):
         stacked = jax.tree.map(lambda leaf: leaf[None], restore(vector))
-        return ravel_pytree(jax.tree.map(lambda leaf: leaf[0], product(stacked)))[0].astype(jnp.float32)
+        return ravel_pytree(jax.tree.map(lambda leaf: leaf[0], product(stacked)))[0].astype(flat.dtype)
 
     def against(basis, vector):  # twice is enough (Kahan and Parlett)
         for _ in range(2):
@@ -95,7 +96,7 @@ def top_eigenpairs(
     def unit(vector):
         return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-30)
 
-    starts = jax.random.normal(key, (2, size))
+    starts = jax.random.normal(key, (2, size), flat.dtype)
 
     def step(carry, i):
         basis, current = carry
@@ -109,7 +110,7 @@ def top_eigenpairs(
         other = unit(against(basis, jnp.roll(starts[1], i)))
         return (basis, jnp.where(empty, other, rest / jnp.maximum(length, 1e-30))), (own, jnp.where(empty, 0.0, length))
 
-    (basis, _), (own, beside) = jax.lax.scan(step, (jnp.zeros((steps, size)), unit(starts[0])), jnp.arange(steps))
+    (basis, _), (own, beside) = jax.lax.scan(step, (jnp.zeros((steps, size), flat.dtype), unit(starts[0])), jnp.arange(steps))
     values, inner = jnp.linalg.eigh(jnp.diag(own) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1))
     order = jnp.argsort(-(jnp.abs(values) if which == "magnitude" else values))[:count]
     vectors = dot(inner[:, order].T, basis)

@@ -66,10 +66,11 @@ class Decoder(nn.Module):
             how = (self.heads, self.key_heads, head, self.hidden, self.epsilon, self.dtype)
             x = block(*how, name=f"block_{i}")(x, seen, turns)
         x = x if self.last is None else x[:, -self.last :]
+        arithmetic = x.dtype  # `dtype`, or without one that of the parameters
         x = nn.RMSNorm(self.epsilon, dtype=jnp.float32, name="norm")(x)
         if self.tied:
-            return embed.attend(x.astype(embed.dtype or jnp.float32)).astype(jnp.float32)
-        return _dense(self.vocab, self.dtype, "head")(x).astype(jnp.float32)
+            return embed.attend(x.astype(arithmetic)).astype(jnp.float32)
+        return _dense(self.vocab, self.dtype, "head")(x.astype(arithmetic)).astype(jnp.float32)
 
 
 def decoder_cuts(net: Decoder, parts: int) -> tuple[tuple[str, int], ...]:

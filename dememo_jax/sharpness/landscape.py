@@ -51,6 +51,8 @@ def random_directions(key: Key, params: Params, *, count: int = 2, normalise: st
     require(normalise in ("filter", "layer", "none"), f"normalise must be 'filter', 'layer' or 'none', got {normalise!r}")
     require(count >= 1, f"count must be at least 1, got {count}")
 
+    params = tree.widened(params)
+
     def scaled(noise: Array, leaf: Array) -> Array:
         if normalise == "none":
             return noise
@@ -114,6 +116,7 @@ def _values(metric, params, data, directions, at: np.ndarray, *, width=1, every=
     tree.check_like(jax.tree.map(lambda leaf: leaf[0], directions), params, "a direction")
     count = jax.tree.leaves(directions)[0].shape[0]
     require(count == at.shape[1], f"expected {at.shape[1]} direction(s), got {count}")
+    params = tree.widened(params)  # small moves of half precision would be rounded away
     metric, every = models.as_apply(metric), min(len(at), len(at) if every is None else every)
     parts: list[np.ndarray] = []
     for begin in range(0, len(at), every):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import callbacks, evaluate, keys, losses, models, tree
+from dememo_jax import arithmetic, callbacks, evaluate, keys, losses, models, tree
 from dememo_jax.errors import NonFinite, require
 from dememo_jax.sharpness import local, search
 from dememo_jax.sharpness.landscape import loss_and_accuracy
@@ -69,13 +69,14 @@ def sal(
     test: examples for `test_accuracy`. key: of the order of batches and of probes; by default jax.random.key(0).
     width: layers (or probes) in one vmap; by default one after another for convolutions, all for dense networks.
     after(done, layers): progress of the two searches.
+    Weights stored in half precision are raised to float32: what a small move does to the loss would be rounded away.
     Raises BadInput for a radius that is not positive, no such tensors, a tensor that is all zero (it has no relative
     radius), or fewer examples than one batch for "ball"; NonFinite, naming the tensor, when a loss is no number.
     """
     granularity = ("parameter" if solver == "diagonal" else "layer") if granularity is None else granularity
     _check(solver, granularity, radius, rounds, lr, stride, probes, running_loss, len(data.y), batch)
     tree.check_floating(params, "params")
-    apply = models.as_apply(apply)
+    apply, params = models.as_apply(apply), tree.widened(params)
     layers, names = learnable_layers(apply, params, data.x[:1], only), tree.names(params)
     chosen = tuple(name in layers for name in names)
     norms = _norms(params, chosen, names)
@@ -100,12 +101,18 @@ def sal(
 def learnable_layers(apply: Apply, params: Params, x, only: str | None = None) -> list[str]:
     """Names of the weight tensors that `sal` looks at, in the order in which the network uses them on images x [B, ...].
 
-    Tensors of rank two and more (no biases, no batch norm), or those that the regular expression `only` matches. BadInput
-    when there are none.
+    Weights are told by what they do: tensors of rank two and more that the network multiplies its activations by, in a matrix
+    product or a convolution, or looks rows up in (embeddings). So biases are none, whatever their shape (those of Flax's
+    attention are [heads, d]), nor are norms, added positions and class tokens. Or those that the regular expression `only`
+    matches. BadInput when there are none.
     """
     names, leaves = tree.names(params), jax.tree.leaves(params)
-    wanted = tree.matching(params, only) if only is not None else [leaf.ndim >= 2 for leaf in leaves]
-    require(any(wanted), f"there is no weight tensor of rank two or more; name leaves with only=: {', '.join(names)}")
+    if only is not None:
+        wanted = tree.matching(params, only)
+    else:
+        factors = frozenset().union(*(product.parameters for product in arithmetic.products(apply, params, x)))
+        wanted = [leaf.ndim >= 2 and name in factors for name, leaf in zip(names, leaves)]
+    require(any(wanted), f"no tensor of rank two or more is multiplied with; name leaves with only=: {', '.join(names)}")
     used = [name for group in models.layers(apply, params, x) for name in group]
     rank = {name: i for i, name in enumerate(used)}
     chosen = [name for name, keep in zip(names, wanted) if keep]

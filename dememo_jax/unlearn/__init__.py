@@ -5,7 +5,15 @@ from dememo_jax.unlearn import ensemble, heads, langevin, sharded, shards
 from dememo_jax.unlearn.dampening import Dampening, dampen, importance, ssd
 from dememo_jax.unlearn.descent import Progress, Stage, Term, Unlearner, descent
 from dememo_jax.unlearn.drive import run
-from dememo_jax.unlearn.guarantees import COMPARATORS, MEANING, calibrate, calibrate_model_clipping, compose, in_words
+from dememo_jax.unlearn.guarantees import (
+    COMPARATORS,
+    INDEPENDENT,
+    MEANING,
+    calibrate,
+    calibrate_model_clipping,
+    compose,
+    in_words,
+)
 from dememo_jax.unlearn.heads import Released, certified_head
 from dememo_jax.unlearn.images import boundary_expand, boundary_shrink, unsir
 from dememo_jax.unlearn.langevin import langevin_head
@@ -39,6 +47,7 @@ from dememo_jax.unlearn.rewind import Rewound, keeping, rewind
 
 __all__ = [
     "COMPARATORS",
+    "INDEPENDENT",
     "MEANING",
     "BudgetSpent",
     "Dampening",

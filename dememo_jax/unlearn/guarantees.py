@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dememo_jax import bounds
+from dememo_jax import bounds, tree
 from dememo_jax.errors import BadInput, require
-from dememo_jax.types import Array, Guarantee, Heuristic
+from dememo_jax.types import Array, Guarantee, Heuristic, Params
 
 Schedule = float | Callable[[Array | int], Array | float]  # a number, or a function of the step such as optax's schedules
 
@@ -19,12 +19,21 @@ MEANING = {
     "from_centre": "the same noisy procedure on the retain set, started from the centre",
     "data_independent": "a random walk of the same noise from the centre, which sees no data at all",
 }
+ROUNDING = (
+    "real arithmetic: rounding is not accounted for, beyond noise with fine tails and a release on a grid that sigma alone "
+    "decides, so that the digits of a weight do not tell what the noise was added to"
+)
+INDEPENDENT = (
+    "the retained examples do not depend on the forgotten ones; where they do, as under protective noise made on the whole "
+    "set, the comparator sees the same retained examples, and is not training without the forgotten ones"
+)
 ASSUMPTIONS = (
+    INDEPENDENT,
     "steps, rates, clips, noise and centre were chosen without looking at the given weights or the forget set",
     "the noise key is secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
     "a run is made once: none is stopped, repeated or thrown away for how its noise came out",
     "all that is released is computed from the final weights and the retain set: statistics by `released`, later training",
-    "real arithmetic: the rounding of floating point is not accounted for",
+    ROUNDING,
 )
 
 
@@ -71,6 +80,20 @@ def calibrate_model_clipping(
         middle = (low + high) / 2
         low, high = (low, middle) if delivered(middle) <= delta else (middle, high)
     return high
+
+
+def check_params(params: Params, what: str) -> None:
+    """BadInput unless noise of a certified method can fall on these: floating, finite, and float32 at least.
+
+    A guarantee counts how far two runs can be apart in real numbers; half precision rounds moves by up to a factor of two.
+    """
+    tree.check_floating(params, what)
+    low = ", ".join(tree.half(params))
+    require(
+        not low,
+        f"{what} must be float32 at least, got {low}: its rounding is larger than what a guarantee counts; raise them by "
+        "tree.widened, and train them on so",
+    )
 
 
 def in_words(guarantee: Guarantee | Heuristic) -> str:

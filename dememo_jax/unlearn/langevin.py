@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, keys, tree
+from dememo_jax import bounds, keys, noise, tree
 from dememo_jax.errors import require
 from dememo_jax.types import Array, CertifiedMethod, Dataset, Guarantee, Info, Key
+from dememo_jax.unlearn.guarantees import ROUNDING, check_params
 
 SLACK = 1e-5  # how much longer than 1 a row may be, for rounding; it is accounted for
 LOSSES = ("softmax", "ovr")
@@ -29,7 +30,7 @@ ASSUMPTIONS = (
     "the features of an example do not depend on the forgotten examples: rows are shortened one by one (`clip_rows`)",
     "only the last weights are released, once: who also sees earlier ones, or the state on the way, sees more",
     "keys are secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
-    "real arithmetic: the rounding of floating point is not accounted for",
+    ROUNDING,
 )
 
 
@@ -88,8 +89,7 @@ def langevin_head(
         gradient += weight_decay * state.params
         # By the number forgotten as well, so that one key for learning and unlearning does not repeat its noise.
         to_noise = keys.at(keys.named(key, "noise"), state.forget.sum())
-        noise = tree.gaussian_like(to_noise, state.params, math.sqrt(2 * lr) * sigma)
-        params = _project(state.params - lr * gradient + noise, radius)
+        params = _project(noise.add(to_noise, state.params - lr * gradient, math.sqrt(2 * lr) * sigma), radius)
         info = {"loss": value, "gradient_norm": tree.norm(gradient), "norm": tree.norm(params)}
         return state._replace(params=params, step=state.step + 1), info
 
@@ -133,7 +133,7 @@ def clip_rows(x: Array, longest: float) -> Array:
 def _start(params: Any, shape: tuple[int, int], dtype: Any) -> Array:
     params = jnp.zeros(shape, dtype) if params is None else jnp.asarray(params)
     require(params.shape == shape, f"weights must be [F, K] = {list(shape)}, got {list(params.shape)}")
-    tree.check_floating(params, "weights")
+    check_params(params, "weights")
     return params
 
 

@@ -87,7 +87,7 @@ def influence(
     tree.check_floating(params, "params")
     apply, marked = models.as_apply(apply), jnp.asarray(forget)
     with jax.default_matmul_precision("highest"):
-        wide = _widened(params)
+        wide = tree.widened(params)
         v = _direction(apply, wide, data, marked, weight_decay, kind=direction, loss=loss, batch=batch)
         _refuse_non_finite(v)
         over = np.ones_like(forget) if direction == "forget" else ~forget
@@ -129,7 +129,7 @@ def correct(
     inverse.check(how, len(changed))
     apply, marked = models.as_apply(apply), jnp.asarray(changed)
     with jax.default_matmul_precision("highest"):
-        wide = _widened(params)
+        wide = tree.widened(params)
         v = _correction(apply, wide, before, after, marked, loss=loss, batch=batch)
         _refuse_non_finite(v)
         if tau is not None:
@@ -166,10 +166,6 @@ def _correction(apply, params, before, after, changed: Array, *, loss: Loss, bat
     old, new = (curvature.mean_gradient(apply, params, part, mask=changed, loss=loss, batch=batch) for part in (before, after))
     share = changed.mean()
     return jax.tree.map(lambda a, b: share * (a - b), old, new)
-
-
-def _widened(params: Params) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
 
 
 def _moved(params: Params, scale: float, solution: Solution) -> Influence:

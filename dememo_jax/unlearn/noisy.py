@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dememo_jax import bounds, keys, losses, models, train, tree
+from dememo_jax import bounds, keys, losses, models, noise, train, tree
 from dememo_jax import data as sets
 from dememo_jax.augment import Augment
 from dememo_jax.errors import require
 from dememo_jax.types import Array, CertifiedMethod, Dataset, Guarantee, Info, Key, Loss, Model, Params, Weights
-from dememo_jax.unlearn.guarantees import ASSUMPTIONS, Schedule, at_step, contracted, descent_mu, stated
+from dememo_jax.unlearn.guarantees import ASSUMPTIONS, Schedule, at_step, check_params, contracted, descent_mu, stated
 
 
 class NoisyState(NamedTuple):
@@ -81,7 +81,7 @@ def noisy_descent(
         scale = jnp.where(jnp.isfinite(length), jnp.minimum(1.0, ceiling / jnp.maximum(length, 1e-30)), 0.0)
         rate = at_step(lr, state.step)
 
-        def moved(x, g, c):
+        def moved(x, g, c):  # schedules may be of another type
             return (x - rate * (jnp.where(scale > 0, g * scale, 0.0) + weight_decay * (x - c))).astype(x.dtype)
 
         params = jax.tree.map(moved, state.weights.params, grads, state.centre)
@@ -195,7 +195,7 @@ def check_network(model: Model, weights: Weights, x: Array) -> None:
     Running averages can be, from the retain set, and constants are those of `model.init`. What else differs from an
     initialisation was learned from all data: an EMA of the weights kept beside them, vectors of spectral normalisation.
     """
-    tree.check_floating(weights.params, "parameters")
+    check_params(weights.params, "parameters")
     one, other = (model.init(jax.random.key(seed), jnp.zeros_like(x)).stats for seed in (0, 1))
     leaves = zip(tree.names(weights.stats), *(map(_plain, jax.tree.leaves(part)) for part in (weights.stats, one, other)))
     changed = {name for name, leaf, *fresh in leaves if not all(np.array_equal(leaf, start) for start in fresh)}
@@ -222,19 +222,18 @@ def _noisy(model: Model, clip_init: float, sigma_init: float, move, clip, sigma:
             check_network(model, weights, data.x[:1])
         centre = jax.tree.map(jnp.zeros_like, weights.params) if centre is None else centre
         tree.check_like(centre, weights.params, "the centre")
-        tree.check_floating(centre, "the centre")
+        check_params(centre, "the centre")
         params = tree.project_ball(weights.params, centre, clip_init)
         if sigma_init > 0:
-            params = tree.add(params, tree.gaussian_like(keys.named(key, "initial noise"), params, sigma_init))
+            params = noise.add(keys.named(key, "initial noise"), params, sigma_init)
         stats = model.init(keys.named(key, "statistics"), jnp.zeros_like(data.x[:1])).stats
         order, zero = keys.named(key, "order"), jnp.zeros((), jnp.int32)
         return NoisyState(Weights(params, stats), centre, jnp.asarray(forget, bool), order, zero)
 
     def step(key: Key, state: NoisyState, data: Dataset) -> tuple[NoisyState, Info]:
         params, info = move(keys.named(key, "gradient"), state, data)
-        params = clip(params, state.centre)
-        noise = tree.gaussian_like(keys.named(key, "noise"), params, at_step(sigma, state.step))
-        return state._replace(weights=state.weights._replace(params=tree.add(params, noise)), step=state.step + 1), info
+        params = noise.add(keys.named(key, "noise"), clip(params, state.centre), at_step(sigma, state.step))
+        return state._replace(weights=state.weights._replace(params=params), step=state.step + 1), info
 
     return init, step
 
