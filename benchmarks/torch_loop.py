@@ -1,6 +1,7 @@
 """The sequential PyTorch loop that `certify.py` compares with: add noise, evaluate under no_grad, take the noise away.
 
 As in the published code, but with the tensors in memory and batches of 512. Started by `certify.py`; needs `.[bench]`.
+`Noisy` is the loop of `accelerator.py`, on any device and in any precision.
 """
 
 import json
@@ -44,9 +45,9 @@ def cnn():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
-def resnet18():
-    layers, before = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()], 64
-    for i, width in enumerate((64, 128, 256, 512)):
+def resnet18(narrow=64):
+    layers, before = [nn.Conv2d(3, narrow, 3, 1, 1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()], narrow
+    for i, width in enumerate((narrow, 2 * narrow, 4 * narrow, 8 * narrow)):
         for j in range(2):
             layers.append(Block(before, width, 2 if i > 0 and j == 0 else 1))
             before = width
@@ -88,6 +89,33 @@ def prepared(name, path, layout):
     if layout == "channels-last":
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     return net, x, y
+
+
+def missing(device, precision):
+    """Why PyTorch cannot run the loop here; None where it can."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return "PyTorch has no TF32 on CPU" if device == "cpu" and precision == "tf32" else None
+
+
+class Noisy:
+    """Draws on a device, in channels-last layout: noisy copies of the weights go into a network of the precision asked for."""
+
+    def __init__(self, net, leaves, x, y, *, device, precision):
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        load(net, leaves, False)
+        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self.params = [p.detach().clone().to(device) for p in net.parameters()]
+        self.net = net.eval().to(device, dtype=kind, memory_format=torch.channels_last)
+        images = torch.tensor(x).permute(0, 3, 1, 2).to(device, dtype=kind, memory_format=torch.channels_last)
+        self.batches = list(zip(images.split(BATCH), torch.tensor(y).long().to(device).split(BATCH)))
+
+    @torch.no_grad()
+    def draw(self):
+        for noisy, p in zip(self.net.parameters(), self.params):
+            noisy.copy_(p + torch.randn_like(p) * 0.01)
+        return sum((self.net(a).argmax(1) == b).sum() for a, b in self.batches).item()
 
 
 def main(name, path, draws, layout):

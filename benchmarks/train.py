@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dememo_jax import augment, convolution, data, keys, loop, losses, models, nets, sources, train
+from dememo_jax import arithmetic, augment, convolution, data, keys, loop, losses, models, nets, sources, train
 
 KEY = jax.random.key(0)
 CROP_FLIP = augment.compose(augment.crop(4), augment.flip())
@@ -157,23 +157,7 @@ def product_speed(side: int = 8192, repeats: int = 20) -> float:
 def forward_flops(net, side: int = 32) -> int:
     """Of one image: two for each multiply-add of convolutions and dense layers, from the shapes in the traced program."""
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    variables = jax.eval_shape(net.init, KEY, x)
-    return _flops(jax.make_jaxpr(net.apply)(variables, x).jaxpr)
-
-
-def _flops(program) -> int:
-    total = 0
-    for equation in program.eqns:
-        shapes = [v.aval.shape for v in equation.invars]
-        out = int(np.prod(equation.outvars[0].aval.shape))
-        if equation.primitive.name == "conv_general_dilated":
-            total += 2 * out * int(np.prod(shapes[1][:-1]))  # kernel [h, w, in, out], as everywhere here
-        elif equation.primitive.name == "dot_general":
-            (left, _), _ = equation.params["dimension_numbers"]
-            total += 2 * out * int(np.prod([shapes[0][axis] for axis in left]))
-        inner = [getattr(p, "jaxpr", p) for p in equation.params.values()]
-        total += sum(_flops(one) for one in inner if hasattr(one, "eqns"))
-    return total
+    return arithmetic.flops(arithmetic.products(net.apply, jax.eval_shape(net.init, KEY, x), x))
 
 
 def peak(path: str | None, rounds: int) -> None:

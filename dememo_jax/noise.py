@@ -7,11 +7,12 @@ passes (Mironov 2012, "On significance of the least significant bits for differe
 1. the noise has fine tails: its distance from zero is the inverse of the Gaussian distribution function at a probability
    with a random exponent and a full mantissa, so that neighbouring values are about 2^-23 of their size apart everywhere,
    out to 9 standard deviations;
-2. the sum is rounded to a grid of sigma / 128 to sigma / 64, a power of two that depends on sigma alone. A cell of it holds
+2. the sum is rounded to a grid of sigma / 256 to sigma / 128, a power of two that depends on sigma alone. A cell of it holds
    thousands of values of the noise wherever the noise comes from, so every start reaches every cell that it should.
 
 The second step is post-processing: of exact Gaussian noise it would change no guarantee. What is left of floating point is
-a relative error of the probability of a cell, up to 1e-4 in the tails and 1e-5 in the body, which is not accounted for.
+a relative error of the probability of a cell, some 1e-4 in the tails and 1e-5 in the body, which is not accounted for.
+(`unlearn.heads` adds noise on the host, in exact whole numbers; networks are too large for that.)
 Certificates do not use this: their draws (`tree.gaussian_like`) are published with their key.
 """
 
@@ -74,7 +75,7 @@ def add(key: Key, params: Params, sigma: float | Array) -> Params:
 
 
 def grid(sigma: Array) -> Array:
-    """The spacing of what `add` returns, a power of two between sigma / 128 and sigma / 64; 1 where sigma is 0."""
+    """The spacing of what `add` returns, a power of two between sigma / 256 and sigma / 128; 2^-7 where sigma is 0."""
     sigma = jnp.asarray(sigma)
     _, exponent = jnp.frexp(jnp.where(sigma > 0, sigma, 1.0))  # sigma is 2^(exponent - 1) at least
     return jnp.ldexp(jnp.ones((), sigma.dtype), exponent - 1 - FINE)
