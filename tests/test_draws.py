@@ -273,7 +273,7 @@ def test_bfloat16_loses_what_lies_behind_its_eight_bits(rounded):
     pair = np.float32([1.0, 1.0 + 2**-10])  # the second is larger in float32, and they are equal in bfloat16
     ones = np.ones(2, np.float32)
     weights, image = (pair, ones) if rounded == "weights" else (ones, pair)
-    images = sets.make(np.tile(image, (5, 1)), np.ones(5, int))  # of class 1; the first of equal logits wins
+    images = sets.make(np.tile(image, (5, 1)), np.ones(5, int), box=None)  # of class 1; the first of equal logits wins
 
     def scores(precision, weights=weights):
         params = {"pair": jnp.asarray(weights), "rest": jnp.zeros(1)}

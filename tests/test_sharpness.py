@@ -253,6 +253,19 @@ def test_bad_weights():
         quadratic(lr=1e30, rounds=1)
 
 
+def test_attention_has_kernels_and_no_biases_as_layers():
+    net = nets.vit_tiny(5, width=8, depth=2, heads=2)
+    x = jnp.zeros((1, 8, 8, 3))
+    params = jax.eval_shape(net.init, KEY, x)["params"]
+    found = sharpness.learnable_layers(lambda p, x: net.apply({"params": p}, x), params, x)
+    assert {name.rpartition("/")[2] for name in found} == {"kernel"}  # of rank two and more are 6 biases, token and position
+    assert len(found) == 2 + 6 * 2  # 74 at a depth of 12
+    assert found[0] == "Conv_0/kernel"
+    assert found[-1] == "Dense_0/kernel"
+    named = sharpness.learnable_layers(lambda p, x: net.apply({"params": p}, x), params, x, only="query/bias")
+    assert len(named) == 2
+
+
 # --- UD ----------------------------------------------------------------------------------------------------------
 
 

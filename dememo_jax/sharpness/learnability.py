@@ -103,16 +103,16 @@ def learnable_layers(apply: Apply, params: Params, x, only: str | None = None) -
 
     Weights are told by what they do: tensors of rank two and more that the network multiplies its activations by, in a matrix
     product or a convolution, or looks rows up in (embeddings). So biases are none, whatever their shape (those of Flax's
-    attention are [heads, d]), nor are norms, added positions and class tokens. Or those that the regular expression `only`
-    matches. BadInput when there are none.
+    attention are [heads, d]), nor are norms, added positions and class tokens. A function without such products has all tensors
+    of rank two and more. Or those that the regular expression `only` matches. BadInput when there are none.
     """
     names, leaves = tree.names(params), jax.tree.leaves(params)
     if only is not None:
         wanted = tree.matching(params, only)
     else:
         factors = frozenset().union(*(product.parameters for product in arithmetic.products(apply, params, x)))
-        wanted = [leaf.ndim >= 2 and name in factors for name, leaf in zip(names, leaves)]
-    require(any(wanted), f"no tensor of rank two or more is multiplied with; name leaves with only=: {', '.join(names)}")
+        wanted = [leaf.ndim >= 2 and (name in factors or not factors) for name, leaf in zip(names, leaves)]
+    require(any(wanted), f"there is no weight tensor of rank two or more; name leaves with only=: {', '.join(names)}")
     used = [name for group in models.layers(apply, params, x) for name in group]
     rank = {name: i for i, name in enumerate(used)}
     chosen = [name for name, keep in zip(names, wanted) if keep]
