@@ -117,18 +117,21 @@ def membership_table(found: dict) -> str:
 
 
 def unlearning_table(found: dict) -> str:
-    head = ["method", "accuracy: forgotten, test", "U-LiRA area", "too familiar", "too strange", "area above retrained"]
+    head = ["method", "accuracy: forgotten, test", "U-LiRA area", "of every model, p", "too familiar", "too strange"]
+    head += ["area above retrained"]
     head += ["KLoM (chance), p", "F (chance), p", "epsilon of one example >=", "of all together >=", "nearer to"]
     rows = []
     for method in METHODS:
         one = found[method]
-        accuracy, sides, klom, quality, near = (one[n] for n in ("accuracy", "two_sided", "klom", "quality", "relative"))
+        names = ("accuracy", "two_sided", "u_lira_all", "klom", "quality", "relative")
+        accuracy, sides, everyone, klom, quality, near = (one[n] for n in names)
         words = "neither"
         for side in ("first", "second"):
             if near and near[f"p_nearer_{side}"] < 0.01:
                 words = {"first": "retrained", "second": "original"}[side]
         rows.append([
-            method, f"{accuracy['forgotten']:.3f}, {accuracy['test']:.3f}", limits(one["u_lira"]), f"{sides['under']:.2f}",
+            method, f"{accuracy['forgotten']:.3f}, {accuracy['test']:.3f}", limits(one["u_lira"]),
+            f"{everyone['value']:.3f}, {everyone['p_value']:.3f}", f"{sides['under']:.2f}",
             f"{sides['over']:.2f}", limits(sides["area"]), f"{klom['value']:.2f} ({klom['null']:.2f}), {klom['p_value']:.3f}",
             f"{one['epsilon']['score']:.3f} ({1 - quality['null']:.3f}), {quality['p_value']:.3f}",
             f"{one['epsilon']['largest_low']:.2f}", f"{one['joint']['epsilon_low']:.2f}", words,
