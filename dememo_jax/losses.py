@@ -76,15 +76,39 @@ def per_token(nll: Loss, lengths: Sequence[int] | None = None) -> Loss:
 
     BadInput for a length below one, and, when called, for lengths where labels are sequences.
     """
-    require(lengths is None or min(lengths, default=0) >= 1, f"every label needs a token at least, got lengths {lengths}")
+    _check_lengths(lengths)
 
     def mean(logits: Array, labels: Array) -> Array:
-        if lengths is not None:
-            require(labels.ndim == 1, f"lengths belong to labels [B], got labels of shape {list(labels.shape)}")
-            return nll(logits, labels) / jnp.asarray(lengths)[labels]
-        return nll(logits, labels) / (1 if labels.ndim == 1 else jnp.maximum((labels >= 0).sum(axis=-1), 1))
+        return nll(logits, labels) / jnp.maximum(_tokens(labels, lengths), 1)
 
     return mean
+
+
+def token_mean(nll: Loss, lengths: Sequence[int] | None = None) -> Loss:
+    """`nll` on the scale of a language model's loss: its mean over a batch is the sum over all tokens by their number.
+
+    Long answers weigh more than in `per_token`, whose arguments and errors these are. Values [B] depend on the batch;
+    of classifiers they are those of `nll`.
+    """
+    _check_lengths(lengths)
+
+    def shared(logits: Array, labels: Array) -> Array:
+        count = jnp.asarray(_tokens(labels, lengths), jnp.float32)
+        return nll(logits, labels) / jnp.maximum(jnp.broadcast_to(count, labels.shape[:1]).mean(), 1 / len(labels))
+
+    return shared
+
+
+def _check_lengths(lengths: Sequence[int] | None) -> None:
+    require(lengths is None or min(lengths, default=0) >= 1, f"every label needs a token at least, got lengths {lengths}")
+
+
+def _tokens(labels: Array, lengths: Sequence[int] | None) -> Array | int:
+    """How many tokens each answer has: [B], or one number for all."""
+    if lengths is not None:
+        require(labels.ndim == 1, f"lengths belong to labels [B], got labels of shape {list(labels.shape)}")
+        return jnp.asarray(lengths)[labels]
+    return 1 if labels.ndim == 1 else (labels >= 0).sum(axis=-1)
 
 
 def distillation(temperature: float = 1.0, scale: float | None = None):

@@ -224,6 +224,7 @@ def test_npo_of_sequences_by_hand(hold):
     state, info = run(method, 1, start=OTHER, data=tokens)
 
     w, given, values, total = OTHER.astype(np.float64), GIVEN.astype(np.float64), {"forget": [], "retain": []}, 0.0
+    tokens_retained = real[~FORGET].sum()  # as the loss of a language model: the mean over all tokens of the batch
     for n in range(N):
         a, b = x[n][real[n]].astype(np.float64), y[n][real[n]]
         if FORGET[n]:
@@ -233,10 +234,41 @@ def test_npo_of_sequences_by_hand(hold):
         else:
             values["retain"].append((nll(w, a, b) if hold == "nll" else kl(w, given, a, 1.0)).sum())
             slope = nll_slope(w, a, b) if hold == "nll" else kl_slope(w, given, a, 1.0)
-            total += 0.5 * slope * len(a) / 18
+            total += 0.5 * slope * len(a) / tokens_retained
     np.testing.assert_allclose(state.weights.params["w"], w - RATE * total, rtol=2e-5, atol=1e-5)
-    for name in values:
-        assert float(info[f"{name}_loss"][0]) == pytest.approx(np.mean(values[name]), rel=1e-4)
+    assert float(info["forget_loss"][0]) == pytest.approx(np.mean(values["forget"]), rel=1e-4)
+    assert float(info["retain_loss"][0]) == pytest.approx(np.sum(values["retain"]) / tokens_retained, rel=1e-4)
+
+
+@pytest.mark.parametrize("hold", ["nll", "kl"])
+def test_long_answers_do_not_make_the_retain_term_of_npo_longer(hold):
+    """Answers of five equal tokens hold the rest exactly as answers of one."""
+    x, y = RANDOM.normal(size=(N, 1, 4)).astype(np.float32), RANDOM.integers(0, K, (N, 1))
+    model = models.from_apply(lambda key, x: {"w": jnp.asarray(RANDOM_NET)}, lambda p, x: x @ p["w"])
+    method = unlearn.npo(model, SGD, beta=0.4, retain=0.5, hold=hold, nll=losses.sequence_nll, batch=18)
+    held = []
+    for times in (1, 5):
+        tokens = Dataset(jnp.asarray(x.repeat(times, axis=1)), jnp.asarray(y.repeat(times, axis=1)), jnp.arange(N))
+        held.append(float(run(method, 1, start=OTHER, data=tokens)[1]["retain_loss"][0]))
+    assert held[0] == pytest.approx(held[1], rel=1e-5)
+    assert held[0] > 0.1 if hold == "nll" else held[0] > 1e-3
+
+
+def test_token_mean_is_the_mean_over_tokens():
+    z, labels = RANDOM.normal(size=(5, 4, K)), RANDOM.integers(-1, K, (5, 4))
+    each = [-log_softmax(z[b, t])[v] for b, row in enumerate(labels) for t, v in enumerate(row) if v >= 0]
+    found = losses.token_mean(losses.sequence_nll)(jnp.asarray(z), jnp.asarray(labels))
+    assert float(found.mean()) == pytest.approx(np.mean(each), rel=1e-5)
+    nothing = losses.token_mean(losses.sequence_nll)(jnp.asarray(z), jnp.full((5, 4), -1))
+    np.testing.assert_array_equal(nothing, 0.0)
+    likelihoods, names = -RANDOM.random((4, 3)), np.array([0, 2, 2, 1])  # of labels with 1, 4 and 2 tokens
+    found = losses.token_mean(losses.label_nll, (1, 4, 2))(jnp.asarray(likelihoods), jnp.asarray(names))
+    wanted = -likelihoods[np.arange(4), names].sum() / (1 + 2 + 2 + 4)
+    assert float(found.mean()) == pytest.approx(wanted, rel=1e-5)
+    logits = jnp.asarray(RANDOM.normal(size=(5, K)))
+    np.testing.assert_array_equal(
+        losses.token_mean(losses.cross_entropy)(logits, jnp.arange(5) % K), losses.cross_entropy(logits, jnp.arange(5) % K)
+    )
 
 
 # --- labels and images -------------------------------------------------------------------------------------------

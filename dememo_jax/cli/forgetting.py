@@ -91,13 +91,17 @@ def _retrain(job: Job) -> unlearn.Unlearner:
 
 
 def _npo(job: Job) -> unlearn.Unlearner:
-    return job.descend(unlearn.npo, **job.given(beta="beta", retain="retain_weight", hold="hold"))
+    return job.descend(unlearn.npo, lengths=_lengths(job), **job.given(beta="beta", retain="retain_weight", hold="hold"))
 
 
 def _simnpo(job: Job) -> unlearn.Unlearner:
+    return job.descend(unlearn.simnpo, lengths=_lengths(job), **job.given(beta="beta", retain="retain_weight"))
+
+
+def _lengths(job: Job) -> tuple[int, ...] | None:
+    """The tokens of each label, where a language model answers with labels."""
     language = job.base.language
-    lengths = None if language is None else tuple(len(label) for label in language.labels)
-    return job.descend(unlearn.simnpo, lengths=lengths, **job.given(beta="beta", retain="retain_weight"))
+    return None if language is None else tuple(len(label) for label in language.labels)
 
 
 def _random(job: Job) -> unlearn.Unlearner:

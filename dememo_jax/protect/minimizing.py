@@ -95,6 +95,10 @@ def minimizing_online(
     Each of the learner's `learner_steps` batches gets fresh noise first, `inner_steps` of sign descent with a stride of a
     fifth of the radius from a random start, and is then learned; at last, one pass makes the noise of all data. The
     learner's rate falls tenfold at 2,000 and 4,000 of 5,000 steps. `iterations` only says how often the state is seen.
+
+    Differs from the published code where pixels are black or white: it clamps images inside the gradient, which is zero
+    there, and keeps noise beyond [0, 1]; here the gradient passes and noise stays inside (`refine`). Ten steps on images that
+    touch 0 or 1 moved 8 of 6,144 entries otherwise, on others none.
     """
     improve = refine.descent(
         objectives.minimizing(model),
@@ -137,6 +141,7 @@ def robust(
     over `draws` of t and of the adversary's `attack_steps` of stride attack/5; then the learner takes a step on t(x + du)
     and an adversary of its own. At last one pass makes the noise of all data. SEM's da, for the noise, is one uniform
     draw: nine times cheaper. (APBench's "rem" is another algorithm, without expectation and adversarial learner.)
+    At the edges of [0, 1] it differs from the published code as `minimizing_online` does (17 of 6,144 entries).
     """
     t = augments.compose(augments.crop(4), augments.flip())
     ball = projected.linf(attack)

@@ -130,14 +130,17 @@ def exact_last_layers(
 
 def npo(
     model: Model, tx: Transform = None, *, beta: float = 0.1, retain: float = 1.0, hold: str = "nll",
-    nll: Loss = losses.cross_entropy, batch: int = 256, mode: str = "fit", augment: Augment | None = None,
+    nll: Loss = losses.cross_entropy, lengths: Sequence[int] | None = None, batch: int = 256, mode: str = "fit",
+    augment: Augment | None = None,
 ) -> Unlearner:  # fmt: skip
     """Negative preference optimisation, Zhang et al. 2024: gradient ascent that stops by itself.
 
     The forget loss is `-(2 / beta) log sigmoid(beta (nll - nll of the given weights))`. `retain` weighs what holds the rest:
     the retain set's own nll (`hold="nll"`) or the divergence from the given weights (`"kl"`); with 0 there is none, and
     epochs go over the forget set. For language models pass `nll=losses.sequence_nll`, the sum over tokens; logits are then
-    [B, T, V] and labels [B, T].
+    [B, T, V] and labels [B, T]. The forget loss is of whole answers; what holds the rest is a mean over the tokens of a batch,
+    as published (`losses.token_mean`; the published KL counts the tokens of prompt and padding too). `lengths` [K], the tokens
+    of the labels with `losses.label_nll`, as `simnpo`; without them a label counts as one token.
     Published (TOFU): beta 0.1, 10 epochs of AdamW at 1e-5; without a transform, `optax.adamw(1e-5, weight_decay=0.01)`
     for sequences and the published SGD at 0.01 for classifiers, which the paper does not treat.
     """
@@ -149,9 +152,12 @@ def npo(
 
     def divergence(logits: Array, labels: Array, given: Array) -> Array:
         found = losses.distillation()(logits, labels, given)
-        return found if found.ndim == 1 else jnp.where(labels >= 0, found, 0.0).sum(axis=-1)
+        if found.ndim == 1:
+            return found
+        return losses.token_mean(lambda found, labels: jnp.where(labels >= 0, found, 0.0).sum(axis=-1))(found, labels)
 
-    held = Term("retain", retain, nll) if hold == "nll" else Term("retain", retain, divergence, GIVEN)
+    own = losses.token_mean(nll, lengths)
+    held = Term("retain", retain, own) if hold == "nll" else Term("retain", retain, divergence, GIVEN)
     terms = (Term("forget", 1.0, preference, GIVEN), *((held,) if retain else ()))
     return descent(model, tx or _published_preference(nll), *terms, batch=batch, mode=mode, augment=augment)
 
@@ -257,7 +263,9 @@ def bad_teacher(
     """Imitate a random network on the forget set and the given one on a `share` of the rest: Chundawat et al. 2023.
 
     The two divergences are weighted by how many examples each side has, as mixed batches would; each step sees a batch of
-    both. Published: 1 epoch of Adam at 1e-4, 30 % of the retain set, batch 256.
+    both. Published: 1 epoch of Adam at 1e-4, 30 % of the retain set, batch 256. The published code takes the mean over
+    examples and classes, so that its loss is K times smaller (K classes): nothing to Adam, but a rate published for SGD is
+    K times too large here.
     """
     require(0 < share <= 1, f"share must lie in (0, 1], got {share}")
     apart = losses.distillation(temperature, scale=1.0)
