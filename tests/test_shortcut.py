@@ -200,13 +200,44 @@ def test_the_search_ends():
         patterns.coefficients(KEY, 4, separation=1e6, tries=6472)
 
 
-def test_runs_that_diverge_are_dropped():
-    _, runs, stable = map(np.asarray, patterns._candidates(KEY, batch=6472, size=(32, 32)))
-    assert 0.1 < stable.mean() < 0.6
-    with np.errstate(over="ignore", invalid="ignore"):
-        sizes = np.abs(runs).max(axis=(1, 2))
-    assert sizes[stable].max() < 50 / 36 * 36
-    assert not (sizes[~stable] < 0.1).any()
+def field(rng, weights, size):
+    """A run [H, W, C] of N(0, 1) edges, pixel by pixel in double precision, without the first four rows and columns."""
+    run = rng.normal(size=(size[0] + 4, size[1] + 4, weights.shape[2]))
+    for i, j in np.ndindex(size[0] + 2, size[1] + 2):
+        run[i + 2, j + 2] = (run[i : i + 3, j : j + 3] * weights).sum(axis=(0, 1))  # the last weight is 0
+    return run[4:, 4:]
+
+
+@pytest.mark.parametrize(("size", "channels"), [((10, 12), 3), ((8, 8), 1)])
+def test_the_search_keeps_what_the_published_rule_keeps(size, channels):
+    """Triples drawn jointly, each kept when three runs of all channels have a norm of at most 50, scaled to the size: the
+    share of such triples, and how large their runs are, are those of the search, which leaves channels out one by one."""
+    found = [np.asarray(part) for part in patterns._candidates(KEY, batch=9_000, size=size)]
+    weights, runs = patterns._stable(*found, channels=channels)
+    most = 50 * math.sqrt(size[0] * size[1] * channels / (32 * 32 * 3))
+    norms = np.linalg.norm(runs.reshape(len(runs), -1), axis=1)
+    assert norms.max() <= most * (1 + 1e-5)
+    assert norms.max() > 0.8 * most
+    alone = (found[2] <= most**2).all(axis=1).mean()  # every channel of a triple must pass alone: the shares multiply
+    share = alone**channels * len(weights) / (alone * 9_000 / channels)
+    with np.errstate(all="ignore"):
+        groups = found[2][: 9_000 // channels * channels].reshape(-1, channels, patterns.RUNS)
+        direct = (groups.sum(axis=1) <= most**2).all(axis=1).mean()
+    assert share == pytest.approx(direct, abs=5 * math.sqrt(direct / len(groups)))
+    for group, run in zip(weights[:20], runs[:20]):  # the recorded run is a run of these weights
+        grown = run.copy()
+        for c in range(channels):
+            inner = [(run[c, i - 2 : i + 1, j - 2 : j + 1] * group[c]).sum() for i in range(2, 8) for j in range(2, 8)]
+            np.testing.assert_allclose(grown[c, 2:8, 2:8].ravel(), inner, rtol=1e-3, atol=1e-3)
+
+
+def test_fresh_runs_of_accepted_processes_rarely_exceed_the_norm():
+    """Three runs passed; the chance of one more is high, though not one. By a loop in double precision."""
+    rng, size = np.random.default_rng(3), (8, 8)
+    weights = np.asarray(patterns.coefficients(KEY, 4, size=size, separation=3.0), np.float64)
+    most = 50 * math.sqrt(8 * 8 * 3 / (32 * 32 * 3))
+    norms = [np.linalg.norm(field(rng, each, size)) for each in weights for _ in range(10)]
+    assert np.mean(np.asarray(norms) <= most) > 0.6
 
 
 # --- filters -----------------------------------------------------------------------------------------------------
