@@ -27,8 +27,6 @@ SUMS, DIGEST = "sums.json", "digest"
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax leaves when it is killed
 PATTERN = set("[]\\")  # Orbax looks for its own files by patterns, and finds none below such a folder
 
-logging.getLogger("absl").setLevel(logging.ERROR)
-
 
 class Restored(NamedTuple):
     step: int
@@ -161,9 +159,21 @@ def store(directory: str | Path, like: Any, say: Callable[[str], None]) -> Store
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns of what is meant here; the level of its logger is the caller's again afterwards."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def _manager(directory: str | Path, *, create: bool = False) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=create, enable_async_checkpointing=False)
-    with _plain(Path(directory).absolute()) as path, ocp.CheckpointManager(path, options=options) as manager:
+    with _quiet(), _plain(Path(directory).absolute()) as path, ocp.CheckpointManager(path, options=options) as manager:
         yield manager
 
 

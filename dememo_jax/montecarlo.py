@@ -52,7 +52,10 @@ def scores(
     memory: int | None = None,
     after: After | None = None,
 ) -> np.ndarray:
-    """Scores [stop - start, G] of `metric(params + kappa_i, data)`, kappa_i ~ N(0, sigma^2 I), on the host.
+    """Scores [stop - start, G] of `metric(params + kappa_i, data)`, kappa_i ~ N(0, sigma^2 I): a host driver.
+
+    It times, compiles and collects on the host, and cannot stand in a program of the caller's (jit, vmap, grad). The pure
+    part, which can, is `metric` at `noisy(params, key, i, sigma)`, draw i.
 
     The metric is given the sum in float32 at least, however params are stored.
 
@@ -90,6 +93,11 @@ def scores(
         if after is not None and callbacks.stops(after(begin + len(part), part)):
             break
     return np.concatenate(parts)
+
+
+def noisy(params: Params, key: Key, index: int | Array, sigma: float | Params) -> Params:
+    """The params of draw `index`: pure, for programs of one's own; what `scores` evaluates its metric at."""
+    return tree.add(params, tree.gaussian_like(keys.at(key, index), params, sigma))
 
 
 def check(params: Params, key: Key, sigma: float | Params) -> None:
@@ -189,7 +197,7 @@ def scratch() -> int:
 def _draw(shared, indices, *, width, over):
     def one(shared, index):
         metric, params, data, key, sigma = shared
-        return metric(tree.add(params, tree.gaussian_like(keys.at(key, index), params, sigma)), data)
+        return metric(noisy(params, key, index, sigma), data)
 
     def rows(shared, indices):
         return jax.lax.map(partial(one, shared), indices, batch_size=None if width == 1 else width)

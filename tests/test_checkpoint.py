@@ -1,5 +1,6 @@
 """Checkpoints: exact round trips, and falling back over every kind of damage."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,3 +181,15 @@ def test_what_a_kill_left_is_cleared_away(two):
     (two / "30.orbax-checkpoint-tmp").mkdir()
     checkpoint.save(two, 30, make(30))
     assert sorted(path.name for path in two.iterdir()) == ["20", "30"]
+
+
+def test_the_logger_of_the_process_is_left_as_it_was(tmp_path):
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.INFO)
+    try:
+        checkpoint.save(tmp_path, 0, {"w": jnp.ones(2)})
+        checkpoint.restore(tmp_path, 0, {"w": jnp.ones(2)})
+        assert log.level == logging.INFO
+    finally:
+        log.setLevel(before)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dememo_jax
+
 PACKAGE = Path(__file__).parent.parent / "dememo_jax"
 FLOORS = {
     0: ("bounds", "callbacks", "convolution", "keys", "modes", "tree", "values"),
@@ -14,7 +16,7 @@ FLOORS = {
     2: ("curvature", "evaluate", "loop", "montecarlo", "train"),
     3: ("audit", "certify", "protect", "sharpness", "unlearn"),
     4: ("cells", "checkpoint", "files", "release", "report", "sources"),
-    5: ("__init__", "cli"),
+    5: ("__init__", "__main__", "cli"),
 }
 VOCABULARY = ("types", "errors")  # words that every floor speaks; they import nothing of ours
 # Folders, whose own files may import each other.
@@ -104,7 +106,16 @@ def test_files_and_functions_stay_short(path):
 def test_import_opens_no_door():
     code = (
         "import sys, dememo_jax\n"
-        "print([name for name in ('orbax', 'tensorflow_datasets', 'grain', 'matplotlib', 'tyro') if name in sys.modules])"
+        "from dememo_jax import audit, bounds, certify, protect, sharpness, unlearn\n"
+        "doors = ('orbax', 'tensorflow_datasets', 'grain', 'matplotlib', 'tyro', 'sklearn', 'dp_accounting')\n"
+        "print([name for name in doors if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_package_is_a_command_and_typed():
+    done = subprocess.run([sys.executable, "-m", "dememo_jax", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"dememo {dememo_jax.__version__}\n"
+    assert (PACKAGE / "py.typed").exists()
+    assert {"checkpoint", "report", "sources", "unlearn"} <= set(dir(dememo_jax))

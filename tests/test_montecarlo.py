@@ -293,3 +293,9 @@ def test_the_fastest_width_is_the_one_that_is_used(monkeypatch):
     scores(stop=12)  # too few to be worth a calibration
     scores(strategy="vmap")
     assert used == [8, 1, 32]
+
+
+def test_a_draw_is_a_pure_function_of_its_number(plain):
+    """What `scores` evaluates, in a program of one's own."""
+    one = jax.jit(lambda i: metric(montecarlo.noisy(PARAMS, KEY, i, 0.4), DATA))
+    np.testing.assert_allclose([one(i) for i in range(3)], plain[:3], rtol=1e-5, atol=1e-6)

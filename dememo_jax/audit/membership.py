@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.svm import SVC
 
 from dememo_jax import bounds, losses, values
 from dememo_jax.errors import require
@@ -21,6 +20,8 @@ def membership_scores(member, nonmember, target) -> dict[str, float]:
     These rates have no false-positive control and correctness is close to plain accuracy: only the gap to a model
     retrained without the target means anything (`membership_gap`). Raises BadInput for an empty set.
     """
+    from sklearn.svm import SVC  # heavy, and used here alone
+
     for logits, labels in (member, nonmember, target):
         _paired(logits, labels)
     count = min(len(member[1]), len(nonmember[1]))

@@ -13,7 +13,12 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
-    """The configuration that the arguments spell; exits with the usage on unknown ones."""
+    """The configuration that the arguments spell; exits with the usage on unknown ones, and with the version on --version."""
+    if list(sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        from dememo_jax import __version__
+
+        print(f"dememo {__version__}")
+        sys.exit(0)
     import tyro
 
     from dememo_jax.cli import configs
