@@ -27,11 +27,12 @@ INDEPENDENT = (
     "the retained examples do not depend on the forgotten ones; where they do, as under protective noise made on the whole "
     "set, the comparator sees the same retained examples, and is not training without the forgotten ones"
 )
+ONCE = "a run is made once: none is stopped, repeated or thrown away for how its noise came out"
 ASSUMPTIONS = (
     INDEPENDENT,
     "steps, rates, clips, noise and centre were chosen without looking at the given weights or the forget set",
     "the noise key is secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
-    "a run is made once: none is stopped, repeated or thrown away for how its noise came out",
+    ONCE,
     "all that is released is computed from the final weights and the retain set: statistics by `released`, later training",
     ROUNDING,
 )

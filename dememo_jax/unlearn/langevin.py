@@ -16,7 +16,7 @@ import numpy as np
 from dememo_jax import bounds, keys, noise, tree
 from dememo_jax.errors import require
 from dememo_jax.types import Array, CertifiedMethod, Dataset, Guarantee, Info, Key
-from dememo_jax.unlearn.guarantees import ROUNDING, check_params
+from dememo_jax.unlearn.guarantees import ONCE, ROUNDING, check_params
 
 SLACK = 1e-5  # how much longer than 1 a row may be, for rounding; it is accounted for
 LOSSES = ("softmax", "ovr")
@@ -26,7 +26,7 @@ MEANING = (
 ASSUMPTIONS = (
     "the head was learned by this method from a start that does not depend on the data, for as many steps as stated",
     "n, forget, classes, rates, noise, radius and the numbers of steps were chosen without looking at the forget set",
-    "a run is made once: none is stopped, repeated or thrown away for how its noise came out",
+    ONCE,
     "the features of an example do not depend on the forgotten examples: rows are shortened one by one (`clip_rows`)",
     "only the last weights are released, once: who also sees earlier ones, or the state on the way, sees more",
     "keys are secret, drawn afresh and used once, and the generator's numbers pass for independent Gaussians",
