@@ -493,6 +493,7 @@ def test_calibration_and_guarantee_are_inverse(comparator, lr, clip_grad, decay)
         assert (promise.delta, promise.comparator) == (delta, comparator)
         assert unlearn.MEANING[comparator] in unlearn.in_words(promise)
         assert len(promise.assumptions) >= 4
+        assert unlearn.INDEPENDENT in promise.assumptions
         assert f"{promise.mu:.4g}" in unlearn.in_words(promise)
         if lr == 0.2:
             apart, each = {"same_procedure": (2, 2), "from_centre": (1, 2), "data_independent": (1, 1)}[comparator]

@@ -296,7 +296,7 @@ def _computed(network, params, data, precision: str) -> str:
     found = arithmetic.products(logits, params, data.x[:1])
     if precision == "bfloat16" and network[1] is not None:  # statistics are recomputed in float32, as part of the metric
         found = found[len(arithmetic.products(lambda p, x: network[1](_cast(p, jnp.float32)), params, data.x[:1])) :]
-    found = [product for product in found if product.types]
+    found = [product for product in found if any(jnp.issubdtype(t, jnp.floating) for t in product.types)]  # no lookups
     dtype = jax.eval_shape(logits, params, data.x[:1]).dtype
     if not found or precision == "float32":
         _refuse(dtype == jnp.dtype(precision), precision, f"gives {dtype} from {precision} weights and images")
