@@ -6,8 +6,8 @@ certify-*: draws of a certificate of ResNet-18 on 10,000 images, in bfloat16, TF
 1,000 draws; torch-*: the same as a PyTorch loop; train: an epoch of ResNet-18 in bfloat16, and which share of the published
 matrix peak its products reach; shadows-*: shadow models one by one and side by side; sal-*: the layers of SAL likewise.
 Each step is a process of its own under a time limit; it leaves OUT/STEP.json, and a step that is there is not run again
-unless its settings or commit differ: give another machine a folder of its own. Needs jax, flax, optax and scikit-learn; PyTorch where it is installed. --small:
-tiny sizes, to try the whole on CPU.
+unless its settings or commit differ: give another machine a folder of its own. Needs jax, flax, optax and scikit-learn;
+PyTorch where it is installed. --small: tiny sizes, to try the whole on CPU.
 """
 
 import argparse
