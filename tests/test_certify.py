@@ -262,8 +262,7 @@ def test_the_question_stops_at_the_fewest_draws_or_when_it_is_refuted(stairs):
     assert (yes.verdict, yes.stopped, yes.draws_needed) == ("below", 71, 71)  # shift .25, alpha .01
     assert len(made.scores) == 71  # cut at the draw that decided, whatever `every` is
     assert seen == list(range(10, 90, 10))
-    for every in (7, 100):
-        assert np.array_equal(certify.ask(source, tau=1.0, eta=(0.0625,), every=every)[1].scores, made.scores)
+    assert np.array_equal(certify.ask(source, tau=1.0, eta=(0.0625,), every=100)[1].scores, made.scores)
     (no,), _ = certify.ask(source, tau=0.4, **how)
     assert no.verdict == "above"
     assert no.stopped < 71

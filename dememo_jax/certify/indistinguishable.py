@@ -115,8 +115,8 @@ def transfer_event(
 
     rows: one for each of M independent reference models, each certified around itself: a `Row` (its upper bound) or an
     `Answer` (verdict "below") for one and the same group, q, eta and sigma, of one noise, data set and metric as far as
-    their fingerprints tell. Abstentions count against. Every row's own alpha is taken from the confidence. Raises BadInput
-    for rows of different statements.
+    their fingerprints tell; noise in proportion to each model's own weights is another noise for each. Abstentions count
+    against. Every row's own alpha is taken from the confidence. Raises BadInput for rows of different statements.
     """
     p, common = _certified(rows, tau, alpha_reference, uniform)
     probability = bounds.indistinguishable_event_bounds(p, epsilon, zeta)[0]
