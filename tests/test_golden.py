@@ -260,7 +260,7 @@ GOLDEN: dict = {
         "finetune adapter": [0.12781, 0.05161],
         "gradient_ascent adapter": [0.1823, 0.05241],
         "simnpo adapter": [0.14146, 0.05633],
-        "noisy_descent adapter": [0.10105, -0.07047],
+        "noisy_descent adapter": [0.1098, 0.05281],
         "attack": [0.2317, 0.19457],
         "attack adapter": [0.07038, -0.03102],
     },
