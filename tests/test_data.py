@@ -218,3 +218,20 @@ def test_masks_are_checked():
     for wrong in ([True], [1, 0, 1], [False] * 3):
         with pytest.raises(BadInput, match="mask"):
             sets.check_mask(wrong, 3)
+
+
+def test_test_examples_that_were_trained_on_are_found():
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (40, 9, 9, 3)).astype(np.float32) / 255
+    shown = np.concatenate([x[[3, 3, 17]], 1 - x[:4], x[5:6] * np.float32(0.5)])
+    near = x[8:9].copy()
+    near[0, 4, 4, 1] += 1 / 255  # one value of one pixel
+    shown = np.concatenate([shown, near])
+    train, test = (sets.Dataset(part, np.zeros(len(part), int), np.arange(len(part))) for part in (x, shown))
+    naive = [any(np.array_equal(one, other) for other in x) for one in shown]
+    assert sum(naive) == 3
+    assert sets.repeated(train, test).tolist() == naive
+    blank = sets.Dataset(np.zeros((5, 9, 9, 3), np.float32), np.zeros(5, int), np.arange(5))
+    assert sets.repeated(blank, blank).all()
+    tokens = sets.rows(np.arange(12).reshape(3, 4), [0, 1, 0])
+    assert sets.repeated(tokens, sets.take(tokens, jnp.array([1]))).tolist() == [True]

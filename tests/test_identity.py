@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import inside
+from commands import inside, result
 
 from dememo_jax import certify, checkpoint, files, tree
 from dememo_jax.cli import certifying, configs, identity, lineage, runs
@@ -142,6 +142,20 @@ def test_one_process_reads_what_is_there_now(root):
     assert lineage.clean(str(root / "tiny.npz"), None) is before
     save(root / "tiny.npz", *reordered(*bars(60, 1), *bars(30, 2)))
     assert lineage.clean(str(root / "tiny.npz"), None).digest != before.digest
+
+
+def test_test_images_that_were_trained_on_are_counted(root, tmp_path, capsys):
+    x, y = bars(60, 1)
+    xt, yt = bars(30, 2)
+    save(root / "leak.npz", x, y, np.concatenate([x[:12], xt[12:]]), np.concatenate([y[:12], yt[12:]]))
+    words = "12 of the 30 test examples are training examples too"
+    assert inside("train", "--run", tmp_path / "v", "--data", root / "leak.npz", *MLP, "--epochs", 1) == 0
+    assert words in capsys.readouterr().err.replace("\n", "")
+    ask = ("audit", "--run", tmp_path / "a", "--from", tmp_path / "v", "--target-class", 0, "--attack", "signals")
+    assert inside(*ask) == 0
+    for run in ("v", "a"):
+        assert words in result(tmp_path / run)["sections"][0]["tables"][0]["note"]
+    assert not lineage.clean("digits", None).repeated
 
 
 # --- files of runs -----------------------------------------------------------------------------------------------

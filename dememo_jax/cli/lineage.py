@@ -12,7 +12,7 @@ import numpy as np
 
 from dememo_jax import data as sets
 from dememo_jax import evaluate, files, losses, models, report, sources, tree
-from dememo_jax.cli import artefacts, identity, networks, runs, texts
+from dememo_jax.cli import artefacts, console, identity, networks, runs, texts
 from dememo_jax.cli.configs import TEXT, Sisa, Text, Train
 from dememo_jax.cli.identity import EPOCHS, WEIGHTS, Inputs, Named
 from dememo_jax.errors import require
@@ -30,6 +30,7 @@ class Known:
     inputs: Inputs  # digests of the arrays, or of the run that this comes from and of its parts
     language: texts.Language | None = None  # where the examples are texts
     names: tuple[str, ...] = ()  # of the classes, where they have any
+    repeated: int = 0  # test examples that are training examples too, where both are in memory
 
     def called(self, label: int) -> str:
         """A class by its number, and its name where that is another."""
@@ -59,8 +60,17 @@ class Known:
         return losses.cross_entropy if self.language is None else losses.label_nll
 
     def told(self, section: report.Section) -> report.Section:
-        """The section, in the words for this kind of data."""
+        """The section, in the words for this kind of data, with what qualifies its numbers."""
+        section = self.qualified(section)
         return section if self.language is None else texts.told(section)
+
+    def qualified(self, section: report.Section) -> report.Section:
+        """The section, its first table saying so where test examples are not unseen."""
+        if not self.repeated:
+            return section
+        first, *rest = section.tables
+        note = f"{first.note} {_repeated(self.repeated, len(self.test.y))}.".strip()
+        return dataclasses.replace(section, tables=(dataclasses.replace(first, note=note), *rest))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +154,16 @@ def _clean(name: str, data_dir: Path | None, side: int | None, text: Text, stamp
         train, test = sources.load(name, data_dir, side=side)
         language, digest, classes = None, identity.digest(train.x, train.y, test.x, test.y), sources.classes(train)
         names = _names(name, data_dir, classes)
-    inputs = {"digest": Named(name, digest)}
-    return Source(name=name, train=train, test=test, classes=classes, inputs=inputs, language=language, names=names)
+    inputs, repeated = {"digest": Named(name, digest)}, int(sets.repeated(train, test).sum())
+    if repeated:
+        console.warn(f"{name}: {_repeated(repeated, len(test.y))}")
+    return Source(
+        name=name, train=train, test=test, classes=classes, inputs=inputs, language=language, names=names, repeated=repeated
+    )
+
+
+def _repeated(count: int, total: int) -> str:
+    return f"{count:,} of the {total:,} test examples are training examples too: what is measured on them is not unseen"
 
 
 def streamed(name: str, data_dir: Path | None, side: int | None, *, batch: int, seed: int) -> Streamed:

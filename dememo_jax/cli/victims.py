@@ -88,7 +88,7 @@ def train_victim(config: Train) -> dict:
     checkpoint.save(config.run / identity.WEIGHTS, 0, state.weights)
     written = None if base.language is None else float(texts.written(base.language, state.weights, base.test).mean())
     values, section = _learned(config, history, share, written)
-    return runs.finish(config.run, described, values, [section], started)
+    return runs.finish(config.run, described, values, [base.qualified(section)], started)
 
 
 def _base(config: Train) -> lineage.Source | lineage.Streamed:
