@@ -219,6 +219,14 @@ def share_of(key: Key, mask, labels, share: float) -> np.ndarray:
     return chosen
 
 
+def count_classes(data: Dataset, classes: int | None = None) -> int:
+    """K: `classes` where it is given, else one more than the largest label; BadInput under jit, where that is not known."""
+    if classes is not None:
+        return classes
+    require(data.y is not None and not isinstance(data.y, jax.core.Tracer), "labels are not known here: pass classes=")
+    return int(np.asarray(data.y).max(initial=-1)) + 1
+
+
 def check_whole(data: Dataset, classes: int) -> None:
     """BadInput unless `data` is a whole set, numbered 0..N-1, with values in [0, 1] and labels 0..classes-1.
 

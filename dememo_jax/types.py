@@ -18,12 +18,24 @@ Apply = Callable[[Params, Array], Array]  # [B, ...] -> [B, K], evaluation mode,
 Loss = Callable[[Array, Array], Array]  # logits [B, K], labels [B] -> [B]
 
 
+def _shapes(arrays: Any) -> str:
+    """Types and shapes instead of thousands of numbers."""
+    parts = [
+        f"{name}={part.dtype}{list(part.shape)}" if hasattr(part, "shape") and hasattr(part, "dtype") else f"{name}={part!r}"
+        for name, part in arrays._asdict().items()
+    ]
+    return f"{type(arrays).__name__}({', '.join(parts)})"
+
+
 class Dataset(NamedTuple):
     """Examples, or a batch of them: the same type. `index` is each example's place in the full set."""
 
     x: Array  # [N, ...] float in [0, 1], or tokens [N, L] int32
     y: Array  # [N] int32
     index: Array  # type: ignore[assignment]  # [N] int32; hides tuple.index, which nobody asks of data
+
+    def __repr__(self) -> str:
+        return _shapes(self)
 
 
 class Perturbation(NamedTuple):
@@ -36,6 +48,9 @@ class Perturbation(NamedTuple):
     delta: Array  # [R, ...] float, of tokens int32
     row: Array  # [N] int32, the row of delta that belongs to each example
     mask: Array  # [N] bool, which examples are protected
+
+    def __repr__(self) -> str:
+        return _shapes(self)
 
 
 class Weights(NamedTuple):

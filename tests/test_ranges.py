@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dememo_jax import audit, evaluate, loop, models, projected, protect, release, train, unlearn
+from dememo_jax import audit, certify, evaluate, loop, models, projected, protect, release, train, unlearn
 from dememo_jax import data as sets
 from dememo_jax.errors import BadInput, NonFinite
 from dememo_jax.types import Perturbation
@@ -215,3 +215,38 @@ def test_tokens():
             sets.rows(x, [0])
     with pytest.raises(BadInput, match="one label"):
         sets.rows(np.array([[1, 2]]), [0, 1])
+
+
+# --- what is taken from data and network, and what is printed ----------------------------------------------------
+
+
+def test_numbers_of_classes_come_from_labels_and_outputs():
+    data = sets.make(X, Y)
+    for made in (protect.one_pixel, lambda d, **how: protect.linear_patches(KEY, d, patch=1, **how)):
+        for found, expected in zip(made(data), made(data, classes=4)):
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(BadInput, match="classes="):
+        jax.jit(lambda d: protect.one_pixel(d).delta)(data)
+    weights = linear().init(KEY, data.x)
+    for recipe in (unlearn.random_labels, unlearn.salun):
+        steps = [recipe(linear(size=9), optax.sgd(0.1), batch=4, **how) for how in ({}, {"classes": 4})]
+        states = [one.step(KEY, one.init(KEY, weights, data, Y == 0), data)[0] for one in steps]
+        np.testing.assert_array_equal(*(state.weights.params["w"] for state in states))
+
+
+def test_data_and_noise_print_shapes():
+    assert repr(NOISE) == "Perturbation(delta=float32[12, 5], row=int32[12], mask=bool[12])"
+    assert str(sets.make(X, Y)) == "Dataset(x=float32[12, 3, 3, 1], y=int32[12], index=int32[12])"
+    assert "y=None" in repr(FEATURES._replace(y=None))
+
+
+def test_a_certificate_prints_its_rows():
+    data = sets.make(X, Y)
+    apply, params = models.freeze(linear(size=9), linear(size=9).init(KEY, data.x))
+    depth = certify.depth(apply, params, data, KEY, sigma=0.1, eta=(0.01, 9.0), draws=200)
+    lines = str(depth).splitlines()
+    assert "sigma 0.1" in lines[0]
+    assert "200 draws" in lines[0]
+    assert len(lines) == 1 + len(depth.rows)
+    assert f"eta 0.01: score from {depth.rows[0].lower:.4g} to {depth.rows[0].upper:.4g}" in lines[1]
+    assert "no bound" in lines[2]

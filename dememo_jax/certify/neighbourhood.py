@@ -72,6 +72,22 @@ class DepthCertificate:
     fingerprint: Mapping[str, str]
     assumptions: tuple[str, ...] = ASSUMPTIONS
 
+    def __str__(self) -> str:
+        noise = "scales of their own" if self.sigma is None else f"sigma {self.sigma:g}"
+        head = (
+            f"Depth under noise of {noise}: {self.draws:,} draws, {self.statements} bounds at confidence {1 - self.alpha:.4g}"
+        )
+        rows = [
+            f"  {row.group}: q {row.q:g}, eta {row.eta:g}: score from {_told(row.lower)} to {_told(row.upper)}"
+            + (f" ({row.reason})" if row.reason else "")
+            for row in self.rows
+        ]
+        return "\n".join([head, *rows])
+
+
+def _told(value: float | None) -> str:
+    return "no bound" if value is None else f"{value:.4g}"
+
 
 def bound(
     draws: Draws,

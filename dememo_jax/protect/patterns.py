@@ -19,11 +19,13 @@ SHRINK = 1 - 2**-11  # rounding to float16 may add this share: shrunk by it firs
 NORMS = {"l2": lambda image: jnp.sqrt(jnp.square(image).sum()), "linf": lambda image: jnp.abs(image).max()}
 
 
-def _check(data: Dataset, mask, classes: int, chunk: int) -> Array:
+def _check(data: Dataset, mask, classes: int | None, chunk: int) -> tuple[Array, int]:
+    """The mask, and the number of classes."""
     require(data.x.ndim == 4, f"expected images [N, H, W, C], got {data.x.shape}")
     require(chunk >= 1, f"chunk must be at least 1, got {chunk}")
+    classes = sets.count_classes(data, classes)
     sets.check_whole(data, classes)
-    return sets.check_mask(mask, len(data.y))
+    return sets.check_mask(mask, len(data.y)), classes
 
 
 def _each(draw, count: int, chunk: int) -> Array:
@@ -47,7 +49,7 @@ def linear_patches(
     data: Dataset,
     mask=None,
     *,
-    classes: int,
+    classes: int | None = None,
     patch: int = 8,
     radius: float | None = None,
     class_sep: float = 10.0,
@@ -65,7 +67,7 @@ def linear_patches(
     Raises BadInput for a radius or class_sep that is not positive, a patch larger than the image, fewer vertices than
     classes, and what `data.check_whole` and `data.check_mask` refuse.
     """
-    mask = _check(data, mask, classes, chunk)
+    mask, classes = _check(data, mask, classes, chunk)
     height, width, channels = shape = data.x.shape[1:]
     require(1 <= patch <= min(height, width), f"patch must be between 1 and {min(height, width)}, got {patch}")
     require(class_sep > 0, f"class_sep must be positive, got {class_sep}")
@@ -116,7 +118,7 @@ def autoregressive(
     data: Dataset,
     mask=None,
     *,
-    classes: int,
+    classes: int | None = None,
     radius: float | None = None,
     norm: str = "l2",
     separation: float | None = None,
@@ -136,7 +138,7 @@ def autoregressive(
     Raises BadInput for an unknown norm, a radius that is not positive, processes that do not fit, and what
     `coefficients`, `data.check_whole` and `data.check_mask` refuse.
     """
-    mask = _check(data, mask, classes, chunk)
+    mask, classes = _check(data, mask, classes, chunk)
     shape = data.x.shape[1:]
     require(norm in NORMS, f"norm must be 'l2' or 'linf', got {norm!r}")
     radius = {"l2": math.sqrt(math.prod(shape) / 3072), "linf": 8 / 255}[norm] if radius is None else radius
@@ -264,7 +266,7 @@ def _raster(top: Array, left: Array, weights: Array) -> Array:
 
 
 def convolution_filters(
-    key: Key, data: Dataset, mask=None, *, classes: int, side: int = 3, blur: float = 0.3, chunk: int = 1024
+    key: Key, data: Dataset, mask=None, *, classes: int | None = None, side: int = 3, blur: float = 0.3, chunk: int = 1024
 ) -> Perturbation:
     """Class-wise blurring filters (CUDA): Sadasivan et al. 2023.
 
@@ -277,7 +279,7 @@ def convolution_filters(
     Raises BadInput for a side that is even or larger than the image, a blur outside (0, 1], and what
     `data.check_whole` and `data.check_mask` refuse.
     """
-    mask = _check(data, mask, classes, chunk)
+    mask, classes = _check(data, mask, classes, chunk)
     smallest = min(data.x.shape[1:3])
     require(side % 2 == 1 and 1 <= side <= smallest, f"side must be odd and between 1 and {smallest}, got {side}")
     require(0 < blur <= 1, f"blur must lie in (0, 1], got {blur}")

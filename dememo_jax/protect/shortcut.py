@@ -14,7 +14,7 @@ OBJECTIVES = ("code", "paper", "art")
 
 
 def one_pixel(
-    data: Dataset, mask=None, *, classes: int, pixels: int = 1, objective: str = "code", distinct: bool = True
+    data: Dataset, mask=None, *, classes: int | None = None, pixels: int = 1, objective: str = "code", distinct: bool = True
 ) -> Perturbation:
     """One-pixel shortcut (OPS): Wu et al. 2023, with any number of pixels of a class.
 
@@ -32,6 +32,7 @@ def one_pixel(
     Raises BadInput for labels beyond `classes`, an unknown objective, a mask that `data.check_mask` refuses, or when
     there are too few (position, colour) pairs for all classes.
     """
+    classes = sets.count_classes(data, classes)
     require(objective in OBJECTIVES, f"objective must be one of {OBJECTIVES}, got {objective!r}")
     height, width, channels = data.x.shape[1:]
     require(1 <= pixels <= height * width, f"pixels must be between 1 and {height * width}, got {pixels}")

@@ -196,20 +196,22 @@ def _published_preference(nll: Loss) -> optax.GradientTransformation:
 
 
 def random_labels(
-    model: Model, tx: Transform = None, *, classes: int, wrong: bool = False, batch: int = 256, mode: str = "fit",
+    model: Model, tx: Transform = None, *, classes: int | None = None, wrong: bool = False, batch: int = 256, mode: str = "fit",
     augment: Augment | None = None, trainable: Callable | None = None,
 ) -> Unlearner:  # fmt: skip
     """Learn random labels on the forget set, then the retain set's own, epoch by epoch.
 
     The labels are drawn anew at every batch, from all classes, so some are true by chance (published, Unlearn-Saliency);
-    `wrong=True` draws from the others only ("amnesiac"). Published: 10 epochs, rates from 1e-3 to 1e-1.
+    `wrong=True` draws from the others only ("amnesiac"). classes: by default as many as the model has outputs.
+    Published: 10 epochs, rates from 1e-3 to 1e-1.
     """
-    require(classes >= 2, f"random labels need at least two classes, got {classes}")
+    require(classes is None or classes >= 2, f"random labels need at least two classes, got {classes}")
 
     def relabel(key, given, batch):
+        count = jax.eval_shape(model.apply, given, batch.x).shape[-1] if classes is None else classes
         if not wrong:
-            return jax.random.randint(key, batch.y.shape, 0, classes)
-        return (batch.y + jax.random.randint(key, batch.y.shape, 1, classes)) % classes
+            return jax.random.randint(key, batch.y.shape, 0, count)
+        return (batch.y + jax.random.randint(key, batch.y.shape, 1, count)) % count
 
     stages = Stage((Term("forget", relabel=relabel),), "forget"), Stage((Term("retain"),))
     tx = tx or published_sgd(0.01)
@@ -217,8 +219,8 @@ def random_labels(
 
 
 def salun(
-    model: Model, tx: Transform = None, *, classes: int, share: float = 0.5, wrong: bool = False, batch: int = 256,
-    mode: str = "fit", augment: Augment | None = None,
+    model: Model, tx: Transform = None, *, classes: int | None = None, share: float = 0.5, wrong: bool = False,
+    batch: int = 256, mode: str = "fit", augment: Augment | None = None,
 ) -> Unlearner:  # fmt: skip
     """Random labels, learned by the `share` of weights that matter most to the forget set alone: Fan et al. 2024.
 
