@@ -54,7 +54,11 @@ apply, params = dm.models.freeze(model, model.init(key, test.x[:1]))
 
 def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # it writes a release
-    code, text = blocks("python", PROTECT)
+    ranges, code, text = blocks("python", PROTECT)
+    names: dict = {}
+    exec(compile(ranges, "protect.md", "exec"), names)
+    assert names["scaled"].x.max() == 1
+    assert names["as_it_is"].x.max() > 2
     exec(compile(code, "protect.md", "exec"), {})
     assert "'protected, mixup'" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "release").iterdir()) == ["images", "manifest.json", "released.npz"]
