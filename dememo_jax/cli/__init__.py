@@ -10,6 +10,7 @@ from typing import Any
 
 DESCRIPTION = "Model dememorization: protect data, train, unlearn, audit the forgetting, certify its depth."
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+STOPPED = "interrupted; the same command goes on from the last checkpoint"
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:
@@ -53,14 +54,14 @@ def execute(config: Any) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`dememo` with these arguments, by default those of the process. Leaves by SystemExit unless all went well."""
-    from dememo_jax.cli import interrupts
-
-    if arguments is None:
-        interrupts.end_at_once()
     try:
+        if arguments is None:
+            from dememo_jax.cli import interrupts
+
+            interrupts.end_at_once(INTERRUPTED, f"error: {STOPPED}\n")
         code = _run(arguments)
-    except KeyboardInterrupt:  # of a caller of ours, who handles the signal
-        print(f"error: {interrupts.SENTENCE}", file=sys.stderr)
+    except KeyboardInterrupt:  # before that, or of a caller of ours, who handles the signal
+        print(f"error: {STOPPED}", file=sys.stderr)
         code = INTERRUPTED
     if code:
         sys.exit(code)

@@ -71,9 +71,9 @@ def _check_text(flag: str, value: str | Path) -> None:
     try:
         str(value.absolute() if isinstance(value, Path) else value).encode("utf-8")
     except UnicodeEncodeError:
-        said = f"{flag} {value!a}: a name that is not UTF-8, or that an ASCII locale cannot read"
+        said = f"{flag} {str(value)!a}: a name that is not UTF-8, or that an ASCII locale cannot read"
         raise BadInput(f"{said}; rename it, or run with PYTHONUTF8=1") from None
-    require("\0" not in str(value), f"{flag} {value!a}: no name holds a zero byte")
+    require("\0" not in str(value), f"{flag} {str(value)!a}: no name holds a zero byte")
 
 
 def _check_folder(run: Path) -> None:

@@ -6,12 +6,9 @@ import sys
 import threading
 from typing import Any
 
-SENTENCE = "interrupted; the same command goes on from the last checkpoint"
-CODE = 130
 
-
-def end_at_once() -> None:
-    """From now on SIGINT prints the sentence and ends this process with the code 130.
+def end_at_once(code: int, sentence: str) -> None:
+    """From now on SIGINT writes the sentence to the standard error and ends this process with the code.
 
     Nothing is unwound: a run folder is whole whenever its process dies, while an exception leaves a compiled program
     only when that ends, and then tears down threads that are still at work. A thread waits for the signal, since the main
@@ -20,25 +17,25 @@ def end_at_once() -> None:
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         return
+
+    def leave(*_: Any) -> None:
+        try:
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
+            os.write(2, sentence.encode())
+        except (OSError, ValueError, AttributeError):
+            pass  # closed: nobody listens
+        finally:
+            os._exit(code)
+
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    signal.signal(signal.SIGINT, _leave)  # should a library take the pipe's place, the main thread leaves when it can
+    signal.signal(signal.SIGINT, leave)  # should a library take the pipe's place, the main thread leaves when it can
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def wait() -> None:
         while os.read(reading, 1)[0] != signal.SIGINT:
             pass
-        _leave()
+        leave()
 
     threading.Thread(target=wait, name="interrupts", daemon=True).start()
-
-
-def _leave(*_: Any) -> None:
-    try:
-        if sys.stdout.isatty():
-            os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
-        os.write(2, f"error: {SENTENCE}\n".encode())
-    except (OSError, ValueError, AttributeError):
-        pass  # closed: nobody listens
-    finally:
-        os._exit(CODE)
