@@ -4,7 +4,10 @@ The doors may use this module. A name that is a link is replaced, never written 
 """
 
 import hashlib
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,8 +20,11 @@ import numpy as np
 from dememo_jax.errors import BadInput, require
 
 PART = ".part"  # what is being written; what a killed process leaves
-# What numpy and zipfile raise for bytes that are no archive of arrays.
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What numpy, zipfile and those who unpack for them raise for bytes that are no arrays, or no archive of arrays.
+DAMAGE = (
+    OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, SyntaxError, NotImplementedError, RuntimeError,
+    MemoryError, OverflowError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -61,16 +67,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: file[name] for name in names}
     except BadInput:
         raise
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except DAMAGE as error:
         raise BadInput(f"{path} is damaged: {_first_line(error)}") from error
 
 

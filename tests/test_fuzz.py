@@ -228,7 +228,7 @@ def test_hostile_indices(size, place, no_pictures):
         here = place.fresh()
         path = here / ("mine.npy" if kind == "npy" else "mine.txt")
         if kind == "npy":
-            np.save(path, np.asarray(values).astype(dtype))
+            np.save(path, np.asarray([min(value, 2**62) for value in values], np.int64).astype(dtype))
         else:
             path.write_text(text.join(map(str, values)), encoding="utf-8")
         if how != "none":
@@ -236,7 +236,7 @@ def test_hostile_indices(size, place, no_pictures):
         attempt(("unlearn", "--from", place.victim, "--forget-index", path, "--epochs", 1, "--run", here / "run"), here / "run")
 
     values = st.lists(st.integers(-2, 60), max_size=5) | st.just([0, 1] * 24) | st.just(list(range(48))) | st.just([10**30])
-    dtypes = st.sampled_from(("i8", "u1", "?", "f8", "O", "U5")).filter(lambda kind: kind != "O")
+    dtypes = st.sampled_from(("i8", "u1", "?", "f8", "U5"))
     separators = st.sampled_from(("\n", "\r\n", ",", " ", "\n\n", "\ufeff"))
     kinds = st.sampled_from(("npy", "txt")), values, dtypes, separators
     fuzz(size)(given(*kinds, st.sampled_from(("none", "none", *DAMAGE)), PLACES)(one))()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dememo_jax import data as sets
-from dememo_jax import keys
+from dememo_jax import files, keys
 from dememo_jax.cli import console, lineage
 from dememo_jax.cli.configs import Unlearn
 from dememo_jax.errors import BadInput, require
@@ -54,7 +54,7 @@ def indices(path: Path, count: int) -> np.ndarray:
             array = np.load(path, allow_pickle=False)
         else:
             array = np.array([int(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()], object)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except files.DAMAGE as error:
         raise BadInput(f"{what} ({error})") from error
     require(isinstance(array, np.ndarray), f"{what}; got an archive of arrays")
     if array.dtype == bool:

@@ -1,15 +1,13 @@
 """Data sets that are plain arrays, scikit-learn's digits or an `.npz`, and the check of all arrays."""
 
-import lzma
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dememo_jax import values
+from dememo_jax import files, values
 from dememo_jax.errors import BadInput, require
 from dememo_jax.sources import words
 from dememo_jax.sources.splits import Split, fingerprint, memory
@@ -21,10 +19,6 @@ ALIASES = {  # as other collections name them
 }  # fmt: skip
 NAMES = "class_names"
 CHANNELS = (1, 3, 4)
-DAMAGED = (
-    ValueError, OSError, EOFError, MemoryError, OverflowError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-    zlib.error, lzma.LZMAError,
-)  # fmt: skip
 
 
 def read(name: str) -> tuple[np.ndarray, ...]:
@@ -134,5 +128,5 @@ def _open(path: Path, read: Callable[[Any], Any]) -> Any:
             return read(file)
     except BadInput:
         raise
-    except DAMAGED as error:
+    except files.DAMAGE as error:
         raise BadInput(f"{path}: not a readable .npz of plain arrays ({error or type(error).__name__})") from error
