@@ -11,14 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from commands import inside, result
 
-from dememo_jax import cli
+from dememo_jax import cli, keys
 from dememo_jax.cli import console, failures, lineage, locks, recipes, runs
 from dememo_jax.cli.configs import Protect
 from dememo_jax.errors import BadInput, NonFinite
+from dememo_jax.unlearn import shards
 
 SMALL = ("train", "--model", "mlp", "--epochs", 1)
 ROOT = Path(__file__).parent.parent
@@ -165,6 +167,22 @@ def test_deletions_wait_for_who_is_at_work(tmp_path, data, capsys):
     process.wait()
     assert inside(*sisa, "--delete", 3) == 0
     assert result(tmp_path / "s")["values"]["deleted"] == 1
+
+
+def test_deletions_that_leave_nothing_to_train_are_refused_before_they_are_logged(tmp_path, data, capsys):
+    """One epoch over two slices is none of the first and one of both: without the second slice no network takes a step."""
+    plan = shards.deal(keys.named(jax.random.key(0), "plan"), 45, shards=2, slices=2)
+    sisa = ("sisa", "--data", data, "--model", "mlp", "--shards", 2, "--slices", 2, "--epochs", 1, "--run", tmp_path / "s")
+    second = np.flatnonzero(plan.slice == 1)
+    assert inside(*sisa, "--delete", *second) == cli.BAD_INPUT
+    assert not (tmp_path / "s").exists()
+    assert inside(*sisa, "--delete", *second[plan.shard[second] == 0]) == 0
+    assert result(tmp_path / "s")["values"]["lost_shards"] == [0]  # its fresh weights do not vote
+    log = (tmp_path / "s" / "requests.jsonl").read_bytes()
+    assert inside(*sisa, "--delete", *second[plan.shard[second] == 1]) == cli.BAD_INPUT
+    assert "no network would be trained" in capsys.readouterr().err
+    assert (tmp_path / "s" / "requests.jsonl").read_bytes() == log
+    assert inside(*sisa) == 0
 
 
 def test_a_lock_that_was_removed_in_between_is_made_again(tmp_path, monkeypatch):

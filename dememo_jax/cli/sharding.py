@@ -43,6 +43,7 @@ def sisa(config: Sisa) -> dict:
     plan, log = deletions.begin(config.run, plan, done)
     for sentence in log.said:
         console.warn(sentence)
+    shards.check_left(plan, config.epochs, log.mask(len(log.requests), count) | selection.mask_of(asked, count))
     log = _request(config.run / deletions.LOG, log, asked, count)
     number = len(log.requests)
     if done and log.done == number:
@@ -85,8 +86,6 @@ def _request(path: Path, log: deletions.Log, asked: np.ndarray, count: int) -> d
         console.warn(f"asked for before, {what} for {len(again):,} of the examples to delete: {some}")
     if not len(new):
         return log
-    deleted[new] = True
-    shards.check_deleted(deleted, count)
     return deletions.request(path, log, new, count)
 
 
