@@ -61,8 +61,8 @@ def mean_area(one, other, *, alpha: float = 0.05) -> Estimate:
 
     The limits are approximate. Near 0 or 1 a few rows hold all that is known of the variance, and the usual degrees of freedom
     promise too much; these are half of what the fourth moment of the placements supports (`_freedom`). In simulations of
-    Gaussian rows with 4 to 64 rows of a kind and 0 to 90 % of the variance common to a row, 95 % limits missed areas of 0.5 and
-    0.76 in at most 4 %, of 0.92 in at most 6 %, and of 0.98 in at most 7 %, nearly always by lying too near to 1.
+    Gaussian rows, 4 to 64 of a kind, with 0 to 90 % of the variance common to a row and areas of 0.5, 0.76, 0.92 and 0.98,
+    95 % limits missed in 0 to 6 % (1,000 runs each), few rows and areas near 1 nearly always by lying too near to 1.
     """
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     few = min(len(one), len(other))
