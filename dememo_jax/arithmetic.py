@@ -18,7 +18,7 @@ from dememo_jax.types import Array, Params
 DOTS = ("dot_general", "ragged_dot", "ragged_dot_general")
 CONVOLUTIONS = ("conv_general_dilated", "image_convolution")  # the second is that of `convolution`
 
-Source = frozenset[int] | None  # the parameters that a value is made of; None: of the data as well
+Source = frozenset[str] | None  # the names of the parameters that a value is made of; None: of the data as well
 
 
 class Product(NamedTuple):
@@ -47,11 +47,10 @@ def products(apply: Callable[[Any, Array], Any], params: Params, x: Array) -> li
     given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)), (params, x))
     with jax.default_matmul_precision("highest"):  # what the network leaves open is asked for in full
         program = jax.make_jaxpr(apply)(*given).jaxpr
-    names, found = tree.names(params), []
-    sources: list[Source] = [frozenset([i]) for i in range(len(names))]
-    sources += [None] * (len(program.invars) - len(names))
-    _walk(program, sources, 1, found.append)
-    return [one._replace(parameters=frozenset(names[i] for i in one.parameters)) for one in found]
+    found: list[Product] = []
+    sources: list[Source] = [frozenset([name]) for name in tree.names(params)]
+    _walk(program, sources + [None] * (len(program.invars) - len(sources)), 1, found.append)
+    return found
 
 
 def flops(found: list[Product]) -> int:
@@ -108,8 +107,7 @@ def _inner(equation: Any, given: list[Source], times: int, tell) -> list[Source]
 
 def _scan(equation: Any, program: Any, given: list[Source], times: int, tell) -> list[Source]:
     """What is carried is joined with what comes out of the body, until nothing changes."""
-    begin, carried = equation.params["num_consts"], equation.params["num_carry"]
-    ends = begin + carried
+    begin, ends = _carried(equation)
     while True:
         made = _walk(program, given, times, lambda product: None)
         joined = [_joined([old, new]) for old, new in zip(given[begin:ends], made)]
@@ -117,6 +115,15 @@ def _scan(equation: Any, program: Any, given: list[Source], times: int, tell) ->
             break
         given = [*given[:begin], *joined, *given[ends:]]
     return _walk(program, given, times * equation.params["length"], tell)
+
+
+def _carried(equation: Any) -> tuple[int, int]:
+    """Which inputs of a scan are carried: after the constants, before what is scanned over."""
+    if "num_carry" in equation.params:
+        begin = equation.params["num_consts"]
+        return begin, begin + equation.params["num_carry"]
+    constants, carried, _ = equation.params["ft_in"].unpack()  # since jax 0.12
+    return len(constants), len(constants) + len(carried)
 
 
 def _product(equation: Any, given: list[Source], times: int, tell) -> None:
@@ -127,7 +134,7 @@ def _product(equation: Any, given: list[Source], times: int, tell) -> None:
     elif name in DOTS + CONVOLUTIONS:
         left, right = (v.aval for v in equation.invars[:2])
         out = int(np.prod(equation.outvars[0].aval.shape))
-        parameters = frozenset().union(*(s for s in given[:2] if s is not None))
+        parameters: frozenset[str] = frozenset().union(*(s for s in given[:2] if s is not None))
         asked = str(equation.params.get("precision"))  # of our own primitive None: it exists on CPU alone, which rounds nothing
         full = name == "image_convolution" or "HIGHEST" in asked or "F32_F32_F32" in asked
         tell(Product((left.dtype, right.dtype), times * 2 * out * _depth(equation, left, right), parameters, full))
