@@ -237,6 +237,22 @@ def test_changed_numbers_steer_nothing(file, name, root, capsys):
     refused(root, name, capsys, *words)
 
 
+def test_every_byte_of_a_result_counts(tmp_path):
+    """Where it is content: white space may change."""
+    path = tmp_path / "result.json"
+    value = {"config": {"lr": 0.1, "seed": 3}, "values": {"test": 0.25}, "files": {"weights": "ab12"}}
+    path.write_text(json.dumps(identity.sealed(value)))
+    content = path.read_bytes()
+    assert identity.opened(path) == value
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        try:
+            assert identity.opened(path) == value
+        except BadInput:
+            continue
+        assert content[place : place + 1].isspace()
+
+
 @pytest.mark.parametrize("name", ["unlearn", "audit of u", "train again"])
 def test_the_result_of_another_run_is_refused(name, root, capsys):
     shutil.copy(root / "v2" / "result.json", root / "v" / "result.json")
@@ -368,6 +384,56 @@ def test_a_certificate_of_other_weights_is_refused(root, capsys):
     shutil.rmtree(root / "u")
     shutil.copytree(root / "u2", root / "u")
     refused(root, "certificate", capsys, "is not what", "c was made from")
+
+
+# --- kept on the way ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """Two folders that hold no more than a configuration."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"config": {"command": "train", "run": name}}))
+    return tmp_path
+
+
+SPOILT = [truncate, empty, garbage, flip(0.5), lambda path: path.write_text("[]"), "another's", "b's"]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_kept_measurements_are_those_of_the_run(spoilt, unfinished, capsys):
+    path = unfinished / "a" / "checkpoints" / "sal" / "ball-1.json"
+    assert runs.once(path, lambda: {"sal": [1.5, 2.5]}) == {"sal": [1.5, 2.5]}
+    assert runs.once(path, lambda: pytest.fail("measured again")) == {"sal": [1.5, 2.5]}
+    other = path.with_name("ball-2.json") if spoilt == "another's" else unfinished / "b" / "checkpoints" / "sal" / path.name
+    if callable(spoilt):
+        spoilt(path)
+    else:
+        runs.once(other, lambda: {"sal": [9.5, 9.5]})
+        shutil.copy(other, path)
+    assert runs.once(path, lambda: {"sal": [3.5]}) == {"sal": [3.5]}
+    assert "ball-1.json" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_checkpoint_of_another_run_is_refused(unfinished):
+    kept = [unfinished / name / "checkpoints" / "train" for name in ("a", "b")]
+    for directory in kept:
+        runs.saver(directory, 0.0)(3, {"w": np.arange(3.0)}, {}, True)
+        assert runs.newest(directory, {"w": np.zeros(3)}).step == 3
+    shutil.rmtree(kept[0])
+    shutil.copytree(kept[1], kept[0])
+    with pytest.raises(BadInput, match=r"train/3 is not what this run saved"):
+        runs.newest(kept[0], {"w": np.zeros(3)})
+
+
+def test_a_changed_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    done = {"config": {"data": "films_train.tsv", "data_dir": None}, "files": identity.left(tmp_path)}
+    assert list(done["files"]) == ["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    with pytest.raises(BadInput, match=r"tokenizer\.json is not what"):
+        lineage._located(tmp_path, done)
 
 
 # --- what a folder may hold --------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def sealed(value: dict, of: str = "") -> dict:
 
 
 def opened(path: Path, of: str = "") -> dict:
-    """The content of a sealed JSON file, without its seal; of an older file that has none as it stands.
+    """The content of a sealed JSON file, without its seal; of an older result that has none as it stands.
 
     Raises BadInput when it cannot be read, or is not what was written.
     """
@@ -127,5 +127,6 @@ def opened(path: Path, of: str = "") -> dict:
         raise BadInput(f"{path} is damaged: {str(error).splitlines()[0][:160]}") from error
     seal = found.pop(SEAL, None)
     now = of_json([of, found])
-    require(seal in (None, now), f"{path} is not as it was written: its digest says {seal}, its content gives {now}")
+    older = seal is None and not of and LEFT not in found
+    require(older or seal == now, f"{path} is not as it was written: its digest says {seal}, its content gives {now}")
     return found
