@@ -14,6 +14,16 @@ MODEL = models.from_linen(nets.cnn(3, (4, 8)))
 TX = optax.sgd(0.05, momentum=0.9)
 KEY = jax.random.key(0)
 SMALL, WIDER = network(3)[0], network(4)[0]
+AVERAGED = optax.contrib.schedule_free_sgd(0.5)
+BARE = models.from_apply(  # with a running mean and noise for dropout
+    lambda key, x: {"w": jnp.full((x[0].size, 3), 0.1)},
+    lambda params, mean, x: (x.reshape(len(x), -1) - mean) @ params["w"],
+    fit=lambda params, mean, x, key: (
+        (x.reshape(len(x), -1) + 0.1 * jax.random.normal(key, (len(x), x[0].size))) @ params["w"],
+        0.9 * mean + 0.1 * x.mean(),
+    ),
+    stats=lambda key, x: jnp.zeros(()),
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +70,9 @@ def certified(recipe, **how):
 # name -> (method, init(key, data), batch or None for the whole set)
 METHODS = {
     "train.sgd": (*learned(train.sgd(MODEL, TX)), 8),
+    "train.sgd lbfgs": (*learned(train.sgd(SMALL, optax.lbfgs(memory_size=2))), 8),
+    "train.sgd schedule-free": (*learned(train.sgd(SMALL, AVERAGED, eval_params=optax.contrib.schedule_free_eval_params)), 8),
+    "train.sgd bare functions": (*learned(train.sgd(BARE, TX)), 8),
     "train.sgd frozen": (*learned(train.sgd(MODEL, TX, mode="frozen")), 8),
     "projected.within": (*within(), 8),
     "audit.attack": (*attacked(), 8),

@@ -16,7 +16,8 @@ UNLEARN = README.parent / "docs" / "unlearn.md"
 AUDIT = README.parent / "docs" / "audit.md"
 SHARPNESS = README.parent / "docs" / "sharpness.md"
 TEXT = README.parent / "docs" / "text.md"
-PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT, SHARPNESS, TEXT)
+MODELS = README.parent / "docs" / "models.md"
+PAGES = (README, CERTIFICATION, PROTECT, UNLEARN, AUDIT, SHARPNESS, TEXT, MODELS)
 
 
 def blocks(language, page=README):

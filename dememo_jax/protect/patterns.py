@@ -223,8 +223,8 @@ def _candidates(key: Key, *, batch: int, size: tuple[int, int]) -> tuple[Array, 
         to_weights, to_run = jax.random.split(key)
         weights = jax.random.normal(to_weights, (3, 3)).at[2, 2].set(0.0)
         weights = weights / weights.sum()
-        fields = [_raster(*_edges(keys.at(to_run, r), size), weights)[4:, 4:] for r in range(RUNS)]
-        return weights, fields[0], jnp.stack([jnp.square(field).sum() for field in fields])
+        fields = jax.vmap(lambda key: _raster(*_edges(key, size), weights)[4:, 4:])(jax.random.split(to_run, RUNS))
+        return weights, fields[0], jnp.square(fields).sum(axis=(1, 2))
 
     return jax.vmap(candidate)(jax.random.split(key, batch))
 
