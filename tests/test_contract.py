@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 SMALL, WIDER = network(3)[0], network(4)[0]
 AVERAGED = optax.contrib.schedule_free_sgd(0.5)
 BARE = models.from_apply(  # with a running mean and noise for dropout
-    lambda key, x: {"w": jnp.full((x[0].size, 3), 0.1)},
+    lambda key, x: {"w": jnp.full((x[0].size, 3), 0.1, jnp.float32)},
     lambda params, mean, x: (x.reshape(len(x), -1) - mean) @ params["w"],
     fit=lambda params, mean, x, key: (
         (x.reshape(len(x), -1) + 0.1 * jax.random.normal(key, (len(x), x[0].size))) @ params["w"],
@@ -70,7 +70,7 @@ def certified(recipe, **how):
 # name -> (method, init(key, data), batch or None for the whole set)
 METHODS = {
     "train.sgd": (*learned(train.sgd(MODEL, TX)), 8),
-    "train.sgd lbfgs": (*learned(train.sgd(SMALL, optax.lbfgs(memory_size=2))), 8),
+    "train.sgd polyak": (*learned(train.sgd(SMALL, optax.polyak_sgd(0.1))), 8),  # looks at the loss
     "train.sgd schedule-free": (*learned(train.sgd(SMALL, AVERAGED, eval_params=optax.contrib.schedule_free_eval_params)), 8),
     "train.sgd bare functions": (*learned(train.sgd(BARE, TX)), 8),
     "train.sgd frozen": (*learned(train.sgd(MODEL, TX, mode="frozen")), 8),
