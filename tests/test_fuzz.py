@@ -47,6 +47,11 @@ def sizes(few, many):
     return pytest.mark.parametrize("size", [few, pytest.param(many, marks=pytest.mark.slow)])
 
 
+def some_of(names, first, few, many):
+    """A few inputs of the first, and many of all."""
+    return [*((name, few) for name in first), *(pytest.param(name, many, marks=pytest.mark.slow) for name in names)]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("fuzz"))
@@ -70,8 +75,7 @@ def standing(folder):
 # --- options ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@sizes(2, 40)
+@pytest.mark.parametrize(("command", "size"), some_of(COMMANDS, ("quickstart", "train", "unlearn"), 3, 40))
 def test_options(command, size, place, no_pictures):
     def one(chosen):
         run = place.fresh() / "run"
@@ -112,8 +116,7 @@ def carried_out(place, name, source, run):
     return attempt((*(place.data if word == "D" else word for word in command), "--run", source), source)
 
 
-@pytest.mark.parametrize("name", [*NEXT, *AGAIN])
-@sizes(1, 20)
+@pytest.mark.parametrize(("name", "size"), some_of({**NEXT, **AGAIN}, ("unlearn", "report"), 2, 20))
 def test_damaged_runs(name, size, place, no_pictures):
     """What is damaged is refused, told and made again, or without consequence: never another result without a word."""
     original = getattr(place, {**NEXT, **AGAIN}[name][0])
@@ -142,7 +145,7 @@ def trained(place, data):
     return attempt(("train", "--data", data, "--model", "mlp", "--epochs", 1, "--run", run), run)
 
 
-@sizes(4, 60)
+@sizes(3, 60)
 def test_hostile_arrays(size, place, no_pictures):
     def one(changed, missing):
         path = place.fresh() / "mine.npz"
@@ -153,7 +156,7 @@ def test_hostile_arrays(size, place, no_pictures):
     fuzz(size)(given(HOSTILE_ARRAYS, st.sampled_from(("", "", "", "y_test", "x_train")))(one))()
 
 
-@sizes(3, 40)
+@sizes(2, 40)
 def test_damaged_arrays(size, place, no_pictures):
     def one(how, where):
         path = place.fresh() / "mine.npz"
@@ -164,7 +167,7 @@ def test_damaged_arrays(size, place, no_pictures):
     fuzz(size)(given(st.sampled_from(DAMAGE), PLACES)(one))()
 
 
-@sizes(4, 60)
+@sizes(2, 60)
 def test_hostile_image_folders(size, place, no_pictures):
     def one(mode, ending, what, split, label):
         root = place.fresh() / "images"
@@ -182,7 +185,7 @@ def test_hostile_image_folders(size, place, no_pictures):
     fuzz(size)(given(*odd, labels)(one))()
 
 
-@sizes(3, 60)
+@sizes(2, 60)
 def test_hostile_texts(size, place):
     def one(lines, odd, suffix, encoding, split):
         here = place.fresh()
@@ -222,7 +225,7 @@ def test_hostile_tokenizers(size, place):
     fuzz(size)(given(st.sampled_from(("key", "key", *DAMAGE)), PLACES, keys, JSONS)(one))()
 
 
-@sizes(4, 50)
+@sizes(2, 50)
 def test_hostile_indices(size, place, no_pictures):
     def one(kind, values, dtype, text, how, where):
         here = place.fresh()
