@@ -138,8 +138,7 @@ def sweep(
     of them, except for convolutions on CPU, which are faster one after another. `after(epoch, accuracies [models * radii])`
     reports progress. Other arguments, and what is refused, as `recover`.
     """
-    held = _checked(attacked, radii, data, hints, epochs, batch)
-    require(len(evaluation.y), "there are no examples to measure recovery on")
+    held = _checked(attacked, radii, data, evaluation, hints, epochs, batch)
     count = int(held.sum())
     per_pass = sets.steps(count, batch, 1)
     require(tx is None or schedule == "constant", "a schedule is of the default optimiser: give tx or schedule, not both")
@@ -147,26 +146,18 @@ def sweep(
     method = attack(model, tx, shape=shape, statistics=statistics, only=only, loss=loss)
     lanes = [(weights, radius) for weights in attacked for radius in radii]
     lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
-    starts = [method.init(weights, length) for (weights, _), length in zip(lanes, lengths)]
-    starts += starts[-1:] * (-len(starts) % (1 if over is None else over.size))  # every device has as many
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    width = usual_lanes(attacked[0].params, len(lanes)) if width is None else width
-    run = functools.partial(each, width=width, over=over)
-    how = {"method": method, "model": model, "batch": batch, "per_pass": per_pass}
+    names = [f"model {lane // len(radii)} at radius {length:g}" for lane, length in enumerate(lengths)]
+    state = _starts(method, [weights for weights, _ in lanes], lengths, 1 if over is None else over.size)
+    usual = usual_lanes(attacked[0].params, len(lanes))
+    run = functools.partial(each, width=usual if width is None else width, over=over)
+    step = functools.partial(_epoch, method=method, model=model, batch=batch, per_pass=per_pass)
     right = np.asarray(run(functools.partial(_right, model=model), evaluation, state.inner.weights))[: len(lanes)]
     accuracy, distance = [right / len(evaluation.y)], [np.zeros(len(lanes))]
     for epoch in range(epochs):
         shared = (keys.named(key, "recovery"), data, held, evaluation, epoch)
-        state, right, gone, lost = run(functools.partial(_epoch, **how), shared, state)
+        state, right, gone, lost = run(step, shared, state)
         lost, right = np.asarray(lost)[: len(lanes)], np.asarray(right)[: len(lanes)]
-        for what, bad in (("loss", ~np.isfinite(lost)), ("network's answer", right == NONE)):
-            if bad.any():
-                worst = int(np.argmax(bad))
-                became = lost[worst] if what == "loss" else "NaN or infinite"
-                where = f"model {worst // len(radii)} at radius {lengths[worst]:g}"
-                raise NonFinite(
-                    f"the {what} of the attack on {where} became {became} in epoch {epoch}; lower the learning rate"
-                )
+        _check_epoch(epoch, lost, right, names)
         accuracy.append(right / len(evaluation.y))
         distance.append(np.asarray(gone)[: len(lanes)])
         if after is not None:
@@ -179,12 +170,34 @@ def sweep(
         for (_, radius), length, a, d in curves
     ]
     ends = [jax.tree.map(lambda leaf, i=i: leaf[i], state.inner.weights) for i in range(len(lanes))]
-    at = range(0, len(lanes), len(radii))
-    return [found[i : i + len(radii)] for i in at], [ends[i : i + len(radii)] for i in at]
+    return _by_model(found, len(radii)), _by_model(ends, len(radii))
 
 
-def _checked(attacked, radii, data: Dataset, hints, epochs: int, batch: int) -> Array:
+def _by_model(values: list, radii: int) -> list[list]:
+    return [values[i : i + radii] for i in range(0, len(values), radii)]
+
+
+def _starts(method: Method, attacked: Sequence[Weights], radii: Sequence[float], devices: int) -> Any:
+    """The states of all attacks, stacked; the last again until every device has as many."""
+    starts = [method.init(weights, radius) for weights, radius in zip(attacked, radii)]
+    starts += starts[-1:] * (-len(starts) % devices)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+
+
+def _check_epoch(epoch: int, lost: np.ndarray, right: np.ndarray, where: list[str]) -> None:
+    """NonFinite naming the first attack whose loss or answers are no numbers after this epoch."""
+    for what, bad in (("loss", ~np.isfinite(lost)), ("network's answer", right == NONE)):
+        if bad.any():
+            worst = int(np.argmax(bad))
+            became = lost[worst] if what == "loss" else "NaN or infinite"
+            raise NonFinite(
+                f"the {what} of the attack on {where[worst]} became {became} in epoch {epoch}; lower the learning rate"
+            )
+
+
+def _checked(attacked, radii, data: Dataset, evaluation: Dataset, hints, epochs: int, batch: int) -> Array:
     """The hints as a mask, or BadInput for what cannot be attacked."""
+    require(len(evaluation.y), "there are no examples to measure recovery on")
     for radius in radii:
         require(0 < radius < float("inf"), f"the radius must be positive and finite, got {radius}")
     require(len(radii) and len(attacked), "a recovery attack needs at least one model and one radius")

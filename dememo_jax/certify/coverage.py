@@ -69,24 +69,35 @@ def coverage(
     scales = [np.asarray(s, np.float64) for s in tree.leaf_scales(scale, params)]
     largest = None if certificate is None else _reach(certificate, q, scalar, tree.digest(scales))
 
-    def one(name: str, other: Params) -> Coverage:
-        same = [(n, np.shape(a)) for n, a in zip(tree.names(params), jax.tree.leaves(params))] == [
-            (n, np.shape(b)) for n, b in zip(tree.names(other), jax.tree.leaves(other))
-        ]
-        require(same, f"the weights {name!r} have another structure than the certified ones")
-        moves = [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in zip(*map(jax.tree.leaves, (params, other)))]
-        spread = [np.broadcast_to(scale, move.shape) for move, scale in zip(moves, scales, strict=True)]
-        held = any(np.any(move[scale == 0]) for move, scale in zip(moves, spread))
-        square = sum(np.sum(np.square(move[scale > 0] / scale[scale > 0])) for move, scale in zip(moves, spread))
-        shift = np.inf if held else float(np.sqrt(square))
-        distance = shift * (1.0 if scalar is None else scalar)
-        tail = 0.0 if held else bounds.shifted_tail(q, shift)
-        needed = None if tail == 0.0 else bounds.min_draws(1 - tail, alpha, tail=tail)
-        l2 = float(np.sqrt(sum(np.sum(np.square(move)) for move in moves)))
-        covered, beyond = (None, None) if largest is None else (distance <= largest, max(0.0, distance - max(largest, 0.0)))
-        return Coverage(name, distance, l2, shift, covered, beyond, needed)
+    return tuple(_measured(name, params, other, scales, scalar, largest, q, alpha) for name, other in others.items())
 
-    return tuple(one(name, other) for name, other in others.items())
+
+def _measured(
+    name: str,
+    params: Params,
+    other: Params,
+    scales: list[np.ndarray],
+    sigma: float | None,
+    largest: float | None,
+    q: float,
+    alpha: float,
+) -> Coverage:
+    """Where one set of weights lies; `scales` of the noise on each leaf, `largest` the eta that is certified."""
+    same = [(n, np.shape(a)) for n, a in zip(tree.names(params), jax.tree.leaves(params))] == [
+        (n, np.shape(b)) for n, b in zip(tree.names(other), jax.tree.leaves(other))
+    ]
+    require(same, f"the weights {name!r} have another structure than the certified ones")
+    moves = [np.asarray(b, np.float64) - np.asarray(a, np.float64) for a, b in zip(*map(jax.tree.leaves, (params, other)))]
+    spread = [np.broadcast_to(scale, move.shape) for move, scale in zip(moves, scales, strict=True)]
+    held = any(np.any(move[scale == 0]) for move, scale in zip(moves, spread))
+    square = sum(np.sum(np.square(move[scale > 0] / scale[scale > 0])) for move, scale in zip(moves, spread))
+    shift = np.inf if held else float(np.sqrt(square))
+    distance = shift * (1.0 if sigma is None else sigma)
+    tail = 0.0 if held else bounds.shifted_tail(q, shift)
+    needed = None if tail == 0.0 else bounds.min_draws(1 - tail, alpha, tail=tail)
+    l2 = float(np.sqrt(sum(np.sum(np.square(move)) for move in moves)))
+    covered, beyond = (None, None) if largest is None else (distance <= largest, max(0.0, distance - max(largest, 0.0)))
+    return Coverage(name, distance, l2, shift, covered, beyond, needed)
 
 
 def _reach(certificate: DepthCertificate, q: float, sigma: float | None, noise: str) -> float:
