@@ -148,8 +148,7 @@ def sweep(
     lengths = [absolute_radius(weights.params, radius, only) if relative else float(radius) for weights, radius in lanes]
     names = [f"model {lane // len(radii)} at radius {length:g}" for lane, length in enumerate(lengths)]
     state = _starts(method, [weights for weights, _ in lanes], lengths, 1 if over is None else over.size)
-    usual = usual_lanes(attacked[0].params, len(lanes))
-    run = functools.partial(each, width=usual if width is None else width, over=over)
+    run = functools.partial(each, over=over, width=usual_lanes(attacked[0].params, len(lanes)) if width is None else width)
     step = functools.partial(_epoch, method=method, model=model, batch=batch, per_pass=per_pass)
     right = np.asarray(run(functools.partial(_right, model=model), evaluation, state.inner.weights))[: len(lanes)]
     accuracy, distance = [right / len(evaluation.y)], [np.zeros(len(lanes))]
