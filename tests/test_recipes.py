@@ -15,7 +15,8 @@ KEY = jax.random.key(3)
 def made(name, key, data, mask):
     if name in RECIPES:
         recipe = RECIPES[name]
-        recipe = recipe if name != "ntga" else protect.Recipe(*recipe, 2, None, lambda state, data: state.perturbation)
+        if name == "ntga":
+            recipe = protect.Recipe(recipe.init, recipe.step, 2, None, lambda state, data: state.perturbation)
         return protect.generate(recipe, key, data, mask)
     return SHORTCUTS[name][2](key, data, mask)
 

@@ -1,8 +1,6 @@
 """`dememo unlearn`: every method by name, which examples are forgotten, what is refused, promised, and resumed."""
 
 import functools
-import json
-import shutil
 import stat
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -14,8 +12,8 @@ import pytest
 from commands import inside, result
 from scipy.stats import norm
 
-from dememo_jax import checkpoint, cli, sources, unlearn
-from dememo_jax.cli import certified, configs, console, forgetting, lineage, networks, runs, selection
+from dememo_jax import cli, sources, unlearn
+from dememo_jax.cli import certified, configs, console, forgetting, lineage, runs, selection
 
 N = 1347
 HIDDEN = (0, 1)  # classes of which nine in ten are protected
@@ -449,7 +447,10 @@ LATE = {
     "samples": (f"influence {CLASS} --samples 100000", "samples"),
     "layers": (f"cf-k {CLASS} --layers 99", "the network has 2 layers"),
     "decay of model clipping": (f"noisy-clip {CLASS} --noise-decay -1 --epochs 0", "must not be negative"),
-    "decay of model clipping nan": (f"noisy-clip {CLASS} --noise-decay nan --epochs 0", "--noise-decay must be a finite number"),
+    "decay of model clipping nan": (
+        f"noisy-clip {CLASS} --noise-decay nan --epochs 0",
+        "--noise-decay must be a finite number",
+    ),
 }
 
 
@@ -522,18 +523,13 @@ def test_bad_files_claim_no_folder(name, root, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "N").exists()
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_network_is_refused(root, tmp_path, capsys):
-    """A retrained model like the one at hand, but of a network with other weights."""
-    for name in ("ops", "victim", "retrain"):
-        shutil.copytree(root / name, tmp_path / name)
-    done = result(tmp_path / "victim")
-    done["config"]["model"] = "cnn"
-    (tmp_path / "victim" / "result.json").write_text(json.dumps(done))
-    shapes = jax.eval_shape(networks.model("cnn", 10).init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    for name in ("victim", "retrain"):
-        shutil.rmtree(tmp_path / name / "weights")
-        checkpoint.save(tmp_path / name / "weights", 0, zeros)
+    """A model retrained on the same data, but of another network."""
+    asked = ("train", "--run", tmp_path / "cnn", "--from", root / "ops", "--model", "cnn", "--epochs", 1)
+    assert inside(*asked) == 0
+    retrain = ("--run", tmp_path / "retrain", "--method", "retrain", "--forget-class", 0, "--epochs", 1)
+    assert inside("unlearn", "--from", tmp_path / "cnn", *retrain) == 0
     how = ("--forget-class", 0, "--reference", tmp_path / "retrain")
     assert forget(root, tmp_path / "N", *how) == cli.BAD_INPUT
     assert "is a network cnn, the model in question a mlp" in " ".join(capsys.readouterr().err.split())
