@@ -194,6 +194,7 @@ def test_mix_weighs_the_losses_of_both_labels():
     assert result[1]["accuracy"] == pytest.approx(accuracy(mixed))  # on the examples' own labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [augment.mixup, augment.cutmix])
 def test_mixup_and_cutmix_train(make):
     mix, calls = jax.jit(make()), []

@@ -79,6 +79,7 @@ def test_shadow_models_attack(root, tmp_path, capsys):
     assert "9 shadow models of the same recipe" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_many_models_and_their_null(root, tmp_path):
     asked = ("--against", root / "rt", "--attack", *COMPARED, "--shadows", 8)
     assert audited(root, tmp_path / "a", *asked) == 0
@@ -178,6 +179,7 @@ def easy(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_is_right_on_everything_costs_a_dash(easy, tmp_path):
     asked = ("--attack", "sok", "signals", "thresholds", "--target-class", 0)
     assert inside("audit", "--from", easy / "v", "--run", tmp_path / "a", *asked) == 0

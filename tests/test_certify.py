@@ -396,6 +396,7 @@ def blobs():
     return sets.make((0.6 * np.eye(4)[y] + rng.uniform(0, 0.4, size=(90, 4))).reshape(90, 2, 2, 1), y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", pytest.param("nnx", marks=pytest.mark.slow), "apply"])
 def test_certify_and_attack_one_network_of_each_kind(blobs, kind):
     model, weights, p, running = network(kind)

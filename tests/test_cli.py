@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from commands import inside, result
+from kinds import some
 
 from dememo_jax import cli, protect, report
 from dememo_jax.cli import recipes
@@ -26,6 +27,7 @@ def victim(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_quickstart_reduced(tmp_path, capsys, monkeypatch):
     draw = report.draw  # one picture of many
     monkeypatch.setattr(report, "draw", lambda plot: draw(plot) if plot.name == "learning" else b"\x89PNG")
@@ -162,6 +164,7 @@ def test_other_noise_statistics_and_precision(victim, tmp_path):
     assert "Sigma" in certificate["radius"]
 
 
+@pytest.mark.slow
 def test_protect_releases_and_evaluates(tmp_path, capsys):
     ask = (
         "protect",
@@ -191,12 +194,10 @@ def test_protect_releases_and_evaluates(tmp_path, capsys):
     assert "against it: gray, mixup" in capsys.readouterr().out
 
 
-MORE = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("em", "tap", "lock", "ntga", "pil", "ar", "cuda", "random-class")
-]
+MORE = ("pue", "tue", "em", "tap", "lock", "ntga", "pil", "ar", "cuda", "random-class")
 
 
-@pytest.mark.parametrize("method", ["pue", "tue", *MORE])
+@pytest.mark.parametrize("method", some(MORE, ("tue",)))
 def test_methods_by_name(method, tmp_path):
     """Those whose arguments the command line makes in a way of its own."""
     few = {

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kinds import some
 from small_recipes import RECIPES, network
 
 from dememo_jax import adapters, audit, checkpoint, data, likelihood, losses, models, nets, projected, train, unlearn
@@ -131,13 +132,11 @@ def texts():
     return data.rows(np.random.default_rng(0).integers(1, 12, (24, 5)).astype(np.int32), np.arange(24) % 3)
 
 
-QUICK_ON_TEXT = ("train.sgd", "npo adapter", "noisy adapter", "attack adapter")
+QUICK_ON_TEXT = ("train.sgd", "npo adapter")
 ALL_ON_TEXT = [f"{name}{kind}" for kind in ("", " adapter") for name in on_text(DECODER)]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK_ON_TEXT else pytest.mark.slow) for name in ALL_ON_TEXT]
-)
+@pytest.mark.parametrize("name", some(ALL_ON_TEXT, QUICK_ON_TEXT))
 def test_contract_on_text(name, texts, tmp_path):
     model = DECODER
     if name.endswith(" adapter"):
@@ -145,7 +144,13 @@ def test_contract_on_text(name, texts, tmp_path):
     keeps(*on_text(model)[name.removesuffix(" adapter")], texts, tmp_path)
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = (
+    "train.sgd frozen", "audit.attack", "protect ue-s", "protect tue", "protect lock", "unlearn.npo", "unlearn.scrub",
+    "unlearn.exact_last_layers", "unlearn.boundary_expand", "unlearn.noisy_descent", "unlearn.output_perturbation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", some(METHODS, QUICK))
 def test_contract(name, examples, tmp_path):
     keeps(*METHODS[name], examples, tmp_path)
 

@@ -327,6 +327,7 @@ def test_noise_on_bfloat16_is_added_in_float32_and_not_rounded():
     np.testing.assert_allclose(found, np.asarray(half, np.float64) + 0.3 * noise, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_on_weights_in_half_precision_is_not_rounded_away():
     # Steps of two between the numbers of bfloat16: a noise of 0.3 was rounded to nothing, and the bound was 1.000.
     random = np.random.default_rng(0)

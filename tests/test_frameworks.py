@@ -10,6 +10,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BLOCKS = dict(zip(("equinox", "haiku"), re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_python_of_the_page_runs(name, capsys):
     if importlib.util.find_spec(name) is None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from commands import inside
+from kinds import some
 
 from dememo_jax.cli import lineage
 
@@ -60,7 +61,7 @@ def outcome(folder, arrays):
 
 
 # Protection keeps its state as unlearning does; draws that go on are in test_cli as well.
-@pytest.mark.parametrize("stage", ["unlearn", *(pytest.param(s, marks=pytest.mark.slow) for s in STAGES if s != "unlearn")])
+@pytest.mark.parametrize("stage", some(STAGES, ("certify",)))
 def test_killed_and_restarted_ends_bit_for_bit_the_same(stage, root, monkeypatch):
     arguments, arrays = STAGES[stage]
     command = [DEMEMO, *arguments.split()]

@@ -87,6 +87,7 @@ def alone():
     return [hashlib.sha256(part.tobytes()).hexdigest() for part in (scores[:21], scores)]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_draws_of_one(alone):
     first, second = two(TOGETHER)
     assert first == second

@@ -5,6 +5,8 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
+import pytest
+
 from dememo_jax import audit, bounds, cli, sharpness, unlearn
 from dememo_jax.cli import configs, flags, forgetting, recipes
 from dememo_jax.protect import countermeasures
@@ -53,6 +55,7 @@ apply, params = dm.models.freeze(model, model.init(key, test.x[:1]))
     assert "draws_needed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # it writes a release
     ranges, code, text = blocks("python", PROTECT)
@@ -68,6 +71,7 @@ def test_python_of_protect_runs(capsys, monkeypatch, tmp_path):
     assert "[[11  0]\n [ 0 11]]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_of_text_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = [f"{who} was {how}\t{label}" for who in "abcdefghij" for label, how in enumerate(("dull, sad", "fun, warm"))]
@@ -80,18 +84,21 @@ def test_python_of_text_runs(capsys, monkeypatch, tmp_path):
     assert re.search(r"\[\(0\.002, [01]\.\d+\)\]", shown)
 
 
+@pytest.mark.slow
 def test_python_of_unlearn_runs(capsys):
     (code,) = blocks("python", UNLEARN)
     exec(compile(code, "unlearn.md", "exec"), {})
     assert "within a factor e^2 " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_of_audit_runs(capsys):
     (code,) = blocks("python", AUDIT)
     exec(compile(code, "audit.md", "exec"), {})
     assert "TwoSided(under=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_python_of_sharpness_runs(capsys):
     (code,) = blocks("python", SHARPNESS)
     exec(compile(code, "sharpness.md", "exec"), {})

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import some
 from small_recipes import NORMS, RADIUS, RECIPES, SHORTCUTS, examples
 
 from dememo_jax import data as sets
@@ -21,7 +22,10 @@ def made(name, key, data, mask):
     return SHORTCUTS[name][2](key, data, mask)
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *SHORTCUTS])
+QUICK = ("ntga", "ops", "random", "cuda", "ue-s sapa", "tue", "lsp", "ue-c", "lock")
+
+
+@pytest.mark.parametrize("name", some([*RECIPES, *SHORTCUTS], QUICK))
 def test_budget_mask_and_key(name):
     data, mask = examples()
     norm, budget = (NORMS[name], RADIUS) if name in RECIPES else SHORTCUTS[name][:2]

@@ -134,6 +134,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_do_what_one_does(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     _, page = re.findall(r"```python\n(.*?)```", TEXT.read_text(), flags=re.DOTALL)

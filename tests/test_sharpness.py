@@ -138,6 +138,7 @@ def digits():
     return sets.take(full, jnp.arange(60))
 
 
+@pytest.mark.slow
 def test_ball_against_a_plain_loop_on_a_convolutional_network(digits):
     apply, params = models.freeze(model := models.from_linen(Small()), model.init(KEY, digits.x[:1]))
     batch, rounds, lr, radius = 16, 3, 3.0, 0.2  # 60 examples: the last 12 of a pass are left out

@@ -38,6 +38,7 @@ def test_training_keeps_epochs(root):
     assert list(lineage.kept(root / "short", lineage.trained(root / "short"))) == [2]
 
 
+@pytest.mark.slow
 def test_distances_with_controls_and_landscapes(root, tmp_path, capsys):
     solvers = ("--solver", "ball", "diagonal")
     scenes = ("--landscape", "trajectory", "random", "top", "--points", 3)

@@ -153,6 +153,7 @@ def response(noise, weights):
     return np.maximum(np.einsum("nhwcij,ijc->nhw", windows, filters), 0).sum(axis=(1, 2)).mean()
 
 
+@pytest.mark.slow
 def test_a_class_filter_is_blind_to_its_own_noise_only():
     classes = 6
     weights = patterns.coefficients(jax.random.key(4), classes)
@@ -186,6 +187,7 @@ def test_raster_scan_equals_two_loops():
     np.testing.assert_allclose(noise[1], 0.7 * run / np.linalg.norm(run), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "radius"), [("l2", None), ("l2", 0.3), ("linf", None), ("linf", 0.1)])
 def test_autoregressive_noise_has_the_given_norm(norm, radius):
     noise = floats(DRAWN["processes"](KEY, images(), classes=3, norm=norm, radius=radius)).reshape(24, -1)
@@ -208,6 +210,7 @@ def field(rng, weights, size):
     return run[4:, 4:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "channels"), [((8, 8), 3), ((8, 8), 1)])
 def test_the_search_keeps_what_the_published_rule_keeps(size, channels):
     """Triples drawn jointly, each kept when three runs of all channels have a norm of at most 50, scaled to the size: the

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from commands import inside, result
+from kinds import some
 from scipy.stats import norm
 
 from dememo_jax import cli, sources, unlearn
@@ -151,11 +152,11 @@ def test_methods_are_those_of_the_configuration():
     assert {name for kind in forgetting.KINDS.values() for name in kind.options} == set(forgetting.OPTIONS)
 
 
-# One more of a kind: their recipes and the options of the command line have tests of their own.
-SECOND = ("simnpo", "unsir", "salun", "scrub", "bad-teacher", "random-labels", "boundary-expand", "neggrad-plus")
+# One of a kind: the recipes and the options of the command line have tests of their own.
+QUICK = ("gradient-ascent", "cf-k", "influence", "output-noise", "retrain", "noisy")
 
 
-@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) if name in SECOND else name for name in METHODS])
+@pytest.mark.parametrize("method", some(METHODS, QUICK))
 def test_every_method_forgets_what_was_asked(method, root):
     which, how = METHODS[method]
     assert unlearned(root, method) == 0
