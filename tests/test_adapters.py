@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from kinds import some
 
 from dememo_jax import adapters, audit, certify, data, loop, models, nets, sources, train, tree, unlearn
 from dememo_jax.errors import BadInput
@@ -26,7 +27,7 @@ def adapted(name, digits, **how):
     return model, base, adapters.lora(model, base, **{"rank": 2} | how)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", some(NETS, ("mlp", "cnn")))
 def test_begins_as_the_base(digits, name):
     model, base, adapter = adapted(name, digits)
     x, weights = digits[0].x[:5], adapter.init(jax.random.key(1), digits[0].x[:1])

@@ -72,6 +72,7 @@ def test_the_retrained_model_against_itself(root, tmp_path):
     assert values["signals"]["confidence, this model"] == values["signals"]["confidence, retrained"]
 
 
+@pytest.mark.slow
 def test_shadow_models_attack(root, tmp_path, capsys):
     assert audited(root, tmp_path / "a", "--against", root / "rt", "--attack", "lira", "rmia", "--shadows", 9) == 0
     values = result(tmp_path / "a")["values"]["shadows"]
@@ -109,6 +110,7 @@ def test_methods_that_unlearn_one_by_one(root, tmp_path, method):
     assert set(result(tmp_path / "a")["values"]["distributions"]) == {method, "no unlearning", "retrained again"}
 
 
+@pytest.mark.slow
 def test_interrupted_cohorts_go_on(root, tmp_path, monkeypatch, capsys):
     asked = ("--attack", "lira", "--shadows", 9, "--width", 3)
     assert audited(root, tmp_path / "whole", *asked) == 0
@@ -140,6 +142,7 @@ def test_neighbours_of_attacked_models_keep_to_the_certificate(root, tmp_path):
     assert "no row reaches it" in (tmp_path / "a" / "result.json").read_text()
 
 
+@pytest.mark.slow
 def test_examples_of_all_classes_and_a_whole_training_set(root, tmp_path):
     assert audited(root, tmp_path / "a", "--attack", "signals", "recovery", "--radii", 0.1, source="some") == 0
     values = result(tmp_path / "a")["values"]

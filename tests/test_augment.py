@@ -28,6 +28,7 @@ def outcomes(images, candidates):
     return [table[np.asarray(image).tobytes()] for image in images]
 
 
+@pytest.mark.slow
 def test_crop_cuts_uniform_windows_of_the_padded_image():
     wide = np.pad(IMAGE, ((2, 2), (2, 2), (0, 0)))
     windows = {5 * top + left: wide[top : top + H, left : left + W] for top in range(5) for left in range(5)}
@@ -239,6 +240,7 @@ def photographs(height, width):
     return np.clip(large + RNG.normal(0, 12, large.shape), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(32, 32), (37, 53)])
 @pytest.mark.parametrize("quality", [10, 50, 90])
 def test_jpeg_is_that_of_pil(shape, quality):
@@ -305,6 +307,7 @@ def beta(alpha):
     return stats.beta(alpha, alpha).cdf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [augment.mixup, augment.cutmix])
 def test_partners_are_a_permutation_and_some_images_stay(mix):
     mixed, partner, weight = jax.jit(mix(probability=0.5))(KEY, SOLID)
@@ -330,6 +333,7 @@ def test_mixup_mixes_pixels_with_beta_weights():
         assert stats.kstest(weight, beta(2 * alpha)).pvalue < 1e-3
 
 
+@pytest.mark.slow
 def test_cutmix_pastes_one_box_and_weighs_by_its_pixels():
     mixed, partner, weight = map(np.asarray, jax.jit(augment.cutmix())(KEY, SOLID))
     pasted = (mixed != np.asarray(SOLID))[..., 0]
@@ -353,6 +357,7 @@ def test_cutmix_pastes_one_box_and_weighs_by_its_pixels():
 # --- plasma, UEraser, projection, strong -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cloud_is_stretched_keyed_and_finer_when_rougher():
     x = jnp.zeros((40, 17, 24, 2))
     fine, coarse = (np.asarray(jax.jit(plasma.cloud, static_argnums=2)(KEY, x, (r, r))) for r in (0.9, 0.2))
@@ -415,6 +420,7 @@ def test_orthogonal_removes_the_span_and_nothing_else():
         augment.orthogonal(basis)(KEY, GREY)
 
 
+@pytest.mark.slow
 def test_strong_is_grey_as_often_as_asked_and_mild_at_zero():
     found = np.asarray(jax.jit(augment.strong(1.0))(KEY, jnp.asarray(np.repeat(RGB[:1], 400, 0))))
     grey = np.abs(found - found[..., :1]).max((1, 2, 3)) < 1e-6

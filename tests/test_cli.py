@@ -153,6 +153,7 @@ def test_the_sequential_question_and_the_plan(victim, tmp_path, capsys):
     np.testing.assert_array_equal(scores(slower)["this_model"], scores(tmp_path / "ask")["this_model"])
 
 
+@pytest.mark.slow
 def test_other_noise_statistics_and_precision(victim, tmp_path):
     how = ("--relative", "--only", "kernel", "--precision", "bfloat16", "--images", 200, "--statistics", "batch")
     assert certified(victim, tmp_path / "c", "--draws", 150, *how) == 0
@@ -241,6 +242,7 @@ def test_run_folders_may_be_moved_together(victim, tmp_path):
     assert inside(*run, "--method", "gradient-ascent", "--forget-class", 4, "--epochs", 1) == 0
 
 
+@pytest.mark.slow
 def test_npz_data_and_forget_masks(tmp_path):
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (60, 6, 6, 3), np.uint8), np.arange(60) % 3

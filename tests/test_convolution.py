@@ -132,6 +132,7 @@ def watched(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_derivatives_through_winograd(monkeypatch):
     calls = watched(monkeypatch)
     x, kernel = images(9, 32, 32, 32, 40)

@@ -96,6 +96,7 @@ def states(recipe, data, mask=None, key=KEY):
 # --- phases --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "sweep_batch"), [(3, 6), (5, 7)])  # blocks: 4 and 3
 def test_phases_passes_and_parts(toy, parts, sweep_batch):
     told = []
@@ -648,6 +649,7 @@ def test_the_lock_opens(toy):
     assert np.abs(np.asarray(noise.delta, np.float64)).max() <= np.float32(radius)
 
 
+@pytest.mark.slow
 def test_the_switch_to_noisy_weights(toy):
     counted = optax.chain(optax.sgd(0.1), optax.scale_by_schedule(lambda count: 1.0))  # counts the optimiser's steps
 
@@ -673,6 +675,7 @@ def test_the_switch_to_noisy_weights(toy):
     assert 0 < np.abs(delta).max() <= 0.2 + 1e-6
 
 
+@pytest.mark.slow
 def test_targeted_poison_carries_the_next_class(toy):
     how = {"radius": 0.2, "classes": CLASSES, "inner_steps": 20, "epochs": 1, "parts": 2, "shift": 0.5}
     noise = protect.generate(protect.adversarial(LINEAR, FROZEN, restarts=2, **how), KEY, toy, MASK)

@@ -140,6 +140,7 @@ def toy():
     return params, sets.make(random.uniform(size=(11, 3)).astype(np.float32), random.integers(0, 2, 11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["hessian", "ggn"])
 def test_operator_against_a_dense_matrix(toy, of):
     params, data = toy

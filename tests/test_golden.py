@@ -185,6 +185,7 @@ def on_text(name, weights, rows):
     return moved(method, method.init(KEY, begun, rows, np.asarray(rows.y) == 1), begun, rows)
 
 
+@pytest.mark.slow
 def test_training_on_text(answers):
     _, _, info = answers
     check(np.asarray(info["loss"])[[0, 1, 5, -1]], GOLDEN["text loss"], rtol=0.02)

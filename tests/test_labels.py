@@ -24,6 +24,7 @@ def made(labels):
     return inner, model, weights._replace(params=jax.tree.map(lambda leaf: leaf * (9 if leaf.ndim > 1 else 1), weights.params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [pytest.param(((3,), (7,), (4,)), marks=pytest.mark.slow), ((3, 5), (7,), (3, 4, 2))])
 def test_likelihoods_are_sums_over_the_answers_tokens(labels):
     inner, model, weights = made(labels)

@@ -261,6 +261,7 @@ def test_stationary_spread_of_a_long_run(examples):
     assert not 1e-3 < stats.chi2.cdf(square / 1.06**2, drawn.size) < 1 - 1e-3
 
 
+@pytest.mark.slow
 def test_forgetting_goes_from_the_learned_head_to_the_retrained(examples, forget):
     labels = jnp.where(jnp.asarray(forget), 0, examples.y)  # the forgotten are all of one class, on one side
     x = jnp.where(forget[:, None], jnp.asarray([1.0, 0, 0, 0]), examples.x)

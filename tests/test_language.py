@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import some
 
 from dememo_jax import adapters, models, nets, tree
 from dememo_jax.errors import BadInput
@@ -63,7 +64,7 @@ def slow(params, tokens, heads, key_heads, window, tied, head):
     return np.stack([norm(x, p["norm"]["scale"]) @ last for x in states])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, ("remat", "tied, window")))
 def test_logits_are_those_of_a_slow_decoder(kind):
     how = KINDS[kind]
     model, weights = made(**how)
@@ -91,6 +92,7 @@ def test_no_token_sees_the_future_or_beyond_the_windows():
     np.testing.assert_array_equal(reach, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "tied, window"])
 def test_padding_on_either_side_changes_nothing(kind):
     model, weights = made(**KINDS[kind])

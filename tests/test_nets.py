@@ -128,7 +128,7 @@ def test_resnet_forward_by_hand():
     [
         (nets.resnet18, 11_173_962, 11_689_512),
         (nets.resnet50, 23_520_842, 25_557_032),
-        (nets.densenet121, 6_956_298, 7_978_856),
+        pytest.param(nets.densenet121, 6_956_298, 7_978_856, marks=pytest.mark.slow),
         (nets.senet18, 11_260_354, None),
         (nets.vit_tiny, 5_362_762, None),
     ],
@@ -239,8 +239,8 @@ def test_vit_by_hand():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda **how: nets.ResNet(5, (1,), 4, **how),
-        lambda **how: nets.vit_tiny(5, width=8, depth=1, heads=2, **how),
+        pytest.param(lambda **how: nets.ResNet(5, (1,), 4, **how), marks=pytest.mark.slow),
+        pytest.param(lambda **how: nets.vit_tiny(5, width=8, depth=1, heads=2, **how), marks=pytest.mark.slow),
         lambda **how: nets.cnn(5, (4, 5), **how),
         lambda **how: nets.mlp(5, **how),
     ],

@@ -116,6 +116,7 @@ def test_no_noise_rounds_nothing():
     assert np.isnan(noise.add(KEY, params.at[3].set(jnp.nan), 0.1)[3])
 
 
+@pytest.mark.slow
 def test_noise_of_float64():
     jax.config.update("jax_enable_x64", True)
     try:

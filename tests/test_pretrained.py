@@ -71,6 +71,7 @@ def test_logits_are_those_of_transformers(tmp_path, how):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_every_tensor_comes_to_its_place(tmp_path, count):
     given = tensors()

@@ -87,7 +87,7 @@ def test_only_files_are_index_files(tmp_path):
 
 def known(names, count=None):
     count = len(names) if count is None else count
-    return lineage.Known(name="set", test=None, classes=count, digest="", names=tuple(names))
+    return lineage.Known(name="set", test=None, classes=count, inputs={}, names=tuple(names))
 
 
 NUMBERS = known(["10", "2", "1"])  # a list of names may have any order

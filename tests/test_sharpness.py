@@ -173,6 +173,7 @@ def test_ball_against_a_plain_loop_on_a_convolutional_network(digits):
         assert min(best) > 1e-3
 
 
+@pytest.mark.slow
 def test_monotone_in_the_radius_and_a_better_maximiser(digits):
     apply, params = models.freeze(model := models.from_linen(nets.mlp(10, (16,))), model.init(KEY, digits.x[:1]))
     for solver in ("normalized", "one_step", "hvp"):
@@ -208,6 +209,7 @@ def test_nnx_and_bare_functions_agree(digits):
             assert one.value[name] == pytest.approx(two.value[name], rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_record(digits):
     apply, params = models.freeze(model := models.from_linen(nets.mlp(10, (8,))), model.init(KEY, digits.x[:1]))
     seen = []
@@ -375,6 +377,7 @@ def test_undefined_distances(poisoned, clean, message):
         sharpness.unlearnable_distance(poisoned, clean)
 
 
+@pytest.mark.slow
 def test_trained_networks_learn_through_their_layers():
     """The paper's qualitative claim on a toy: a shortcut leaves little to learn through, by its own solver."""
     full, test = sources.load("digits")

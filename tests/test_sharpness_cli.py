@@ -29,6 +29,7 @@ def asked(root, run, *more, source="poisoned"):
     return inside("sharpness", "--run", run, "--from", root / source, *SMALL, *more)
 
 
+@pytest.mark.slow
 def test_training_keeps_epochs(root):
     base = lineage.trained(root / "clean")
     kept = lineage.kept(root / "clean", base)
@@ -81,6 +82,7 @@ def test_alone_on_other_data_and_in_mixed_mode(root, tmp_path):
     assert sals[0]["measure"]["mode"] == "mixed"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on(root, tmp_path, monkeypatch):
     how = ("--solver", "one_step", "normalized", "--clean", root / "clean")
     assert asked(root, tmp_path / "whole", *how) == 0

@@ -120,6 +120,7 @@ def test_patches_are_linearly_separable():
     assert np.linalg.norm(centred) > 0.1 * np.linalg.norm(noise)  # examples of a class differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "patch"), [((16, 12, 3), 4), ((9, 7, 1), 4), ((8, 8, 3), 8)])
 def test_patches_are_constant_squares_of_the_given_norm(shape, patch):
     data = images(shape=shape)
@@ -274,6 +275,7 @@ def test_a_filter_has_one_large_weight():
 # --- all of them -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_noise_belongs_to_the_key_and_the_example(name):
     data, make = images(), DRAWN[name]

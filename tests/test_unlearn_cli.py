@@ -370,6 +370,7 @@ def test_the_key_goes_even_if_the_run_was_cut_off_at_its_end(root, monkeypatch):
     assert not (root / "late" / "noise.key").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "stops"), [("finetune", (2, 1)), ("output-noise", (1, 2))])
 def test_seconds_are_those_of_all_processes(method, stops, root, tmp_path, interrupt, monkeypatch):
     """A clock that only setting up (50 s) and measuring accuracies (10 s) move on; interrupted right after checkpoints."""
