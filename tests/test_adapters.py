@@ -27,6 +27,7 @@ def adapted(name, digits, **how):
     return model, base, adapters.lora(model, base, **{"rank": 2} | how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(NETS, ("mlp", "cnn")))
 def test_begins_as_the_base(digits, name):
     model, base, adapter = adapted(name, digits)

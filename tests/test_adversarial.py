@@ -89,6 +89,7 @@ def no_fit(weights, x, key):
     raise AssertionError("the adversary left evaluation mode")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.2), ("l2", 0.7)])
 def test_adversary_equals_a_naive_loop(norm, radius):
     ball, how = getattr(projected, norm)(radius), {"stride": radius / 2.3, "steps": 4}
@@ -401,6 +402,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_penultimate_is_what_the_head_is_given(name):
     module, head, width = NETS[name]

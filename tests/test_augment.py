@@ -322,6 +322,7 @@ def test_partners_are_a_permutation_and_some_images_stay(mix):
     np.testing.assert_allclose(mixed.mean((1, 2, 3)), expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_mixup_mixes_pixels_with_beta_weights():
     x = RNG.random((600, 3, 4, 2)).astype(np.float32)
     mixup = jax.jit(lambda alpha: augment.mixup(alpha)(KEY, jnp.asarray(x)))
@@ -387,6 +388,7 @@ def test_plasma_changes_brightness_and_contrast_by_the_cloud():
         assert abs(kept.mean() - 0.7) < 0.1
 
 
+@pytest.mark.slow
 def test_trivial_draws_every_operation_alike():
     count = 1300
     x = jnp.asarray(np.repeat(photographs(12, 12)[:1] / 256, count, 0), jnp.float32)
@@ -467,6 +469,7 @@ def test_contract(name):
     assert np.all(np.isfinite(run(KEY, flat)[1]))
 
 
+@pytest.mark.slow
 def test_gradients_do_not_hang_on_equal_roundings():
     """Extremes of values that a compiler may compute twice: its gradients are those of the operations one by one."""
     x, factor = jax.random.uniform(KEY, (16, 16, 16, 3)), jnp.full((16, 1, 1, 1), 1.1)

@@ -212,6 +212,7 @@ def test_ties_and_discrete_scores_are_covered():
 # --- part of the images ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_images_is_paid_for(stairs):
     how = {"draws": 400, "eta": (0.0625,), "groups": {"all": np.ones(401, bool), "odd": np.arange(401) % 2 == 1}}
     part, whole = certify_stairs(stairs, images=200, **how), certify_stairs(stairs, **how)

@@ -91,6 +91,7 @@ def scores(folder):
         return {name: file[name] for name in file}
 
 
+@pytest.mark.slow
 def test_more_draws_go_on_from_those_made(victim, tmp_path, capsys):
     assert certified(victim, tmp_path / "c", "--control", victim / "victim", "--draws", 150) == 0
     first = scores(tmp_path / "c")
@@ -116,6 +117,7 @@ def test_more_draws_go_on_from_those_made(victim, tmp_path, capsys):
     assert "draws (there 200, asked 150)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parts_are_joined(victim, tmp_path, capsys):
     assert certified(victim, tmp_path / "b", "--first", 120, "--draws", 200) == 0
     assert certified(victim, tmp_path / "a", "--first", 0, "--draws", 120) == 0
@@ -212,6 +214,7 @@ def test_methods_by_name(method, tmp_path):
     assert found["linf"] > 0
 
 
+@pytest.mark.slow
 def test_non_finite_noise_keeps_what_was_made(tmp_path, monkeypatch, capsys):
     def exploding(job):
         rate = optax.piecewise_constant_schedule(0.1, {4: 1e38})

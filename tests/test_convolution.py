@@ -24,6 +24,7 @@ def close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strides", "padding"),
     [
@@ -98,6 +99,7 @@ def images(count, height, width, channels, features):
     return x, (random.normal(size=(3, 3, channels, features)) / np.sqrt(9 * channels)).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "height", "width", "channels", "features"),
     [

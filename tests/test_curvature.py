@@ -68,6 +68,7 @@ def test_hvp_of_a_scalar_function(toy):
     np.testing.assert_array_equal(found["out"], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [jax.jit, lambda function: function])
 def test_masked_means_against_dense_matrices(toy, truth, wrap):
     params, _, vector, poisoned = toy
@@ -92,6 +93,7 @@ def test_products_differ_where_the_network_is_curved(truth):
     assert np.linalg.eigvalsh(ggn)[0] > -1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4, 50])
 def test_whole_set_does_not_depend_on_the_blocks(toy, truth, batch):
     params, data, vector, _ = toy

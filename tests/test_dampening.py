@@ -92,6 +92,7 @@ def test_dampen_entry_by_entry():
     np.testing.assert_allclose(new["a"], [1.0, -2.0, 3.0 * 3 / 8, 4.0, 0.0, 6.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per", ["batch", "example"])
 def test_ssd_by_hand(toy, per):
     data, params = toy

@@ -252,6 +252,7 @@ def dense(dtype=None):
     return models.freeze(model, model.init(jax.random.key(0), DATA.x[:1]))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_the_arithmetic_of_bfloat16():
     apply, params = dense()
 

@@ -192,6 +192,7 @@ def test_iterations_only_say_how_often_the_state_is_seen(learner_steps, iteratio
     assert sum(phase.iterations * phase.batches for phase in phases) == learner_steps
 
 
+@pytest.mark.slow
 def test_portion_and_shuffle(toy):
     def companions(key, weights, context, examples, noise, active):  # who is refined together with whom
         together = jnp.where(active, examples.index + 1.0, 0).sum() / 4096

@@ -64,6 +64,7 @@ def test_four_times_the_probes_halve_the_error():
     np.testing.assert_allclose(few / many, 2.0, rtol=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 4, 6, 9])
 def test_width_changes_nothing(width):
     alone = curvature.diagonal(operator(matrix()), LIKE, KEY, probes=6, width=1)

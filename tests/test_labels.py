@@ -43,6 +43,7 @@ def test_likelihoods_are_sums_over_the_answers_tokens(labels):
     )
 
 
+@pytest.mark.slow
 def test_likelihoods_of_all_answers_sum_to_one():
     _, model, weights = made([(token,) for token in range(1, 12)])
     inner = models.from_linen(NET)
@@ -118,6 +119,7 @@ def test_refused(labels, says):
         likelihood.of_labels(models.from_linen(NET), labels)
 
 
+@pytest.mark.slow
 def test_logits_of_the_last_positions_are_enough():
     inner, model, weights = made(((3, 5), (7,)))
     short = models.from_linen(NET.clone(last=2))

@@ -36,6 +36,7 @@ def test_line_takes_the_first_direction_and_a_single_number():
     assert found.y is None
 
 
+@pytest.mark.slow
 def test_loss_and_accuracy_of_a_network():
     full, _ = sources.load("digits")
     part = sets.take(full, jnp.arange(50))
@@ -48,6 +49,7 @@ def test_loss_and_accuracy_of_a_network():
         np.testing.assert_allclose(found.values[0, i], truth, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_random_directions_have_the_lengths_of_the_weights():
     params = {"conv": jax.random.normal(KEY, (3, 3, 2, 4)) * jnp.arange(1.0, 5), "bias": jnp.ones(4)}
     by_filter = sharpness.random_directions(KEY, params, count=3)

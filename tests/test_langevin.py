@@ -178,6 +178,7 @@ def forget():
 scan = jax.jit(partial(loop.scan, batch=None), static_argnames=("method", "steps"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "relation"), [("softmax", "removal"), ("ovr", "replacement")])
 def test_steps_by_hand(examples, forget, loss, relation):
     method = langevin_head(**COMMON | {"sigma": 1e-9, "radius": 0.2}, loss=loss, relation=relation)
@@ -231,6 +232,7 @@ def test_constants_bound_what_they_say(loss):
     assert bends.max() > 0.7 * constants["smoothness"]
 
 
+@pytest.mark.slow
 def test_noise_has_its_law(examples):
     """One step of many keys less the step without noise: N(0, 2 lr sigma^2), anew in every step and for every set."""
     noisy, still = langevin_head(**COMMON), langevin_head(**COMMON | {"sigma": 1e-9})
@@ -274,6 +276,7 @@ def test_forgetting_goes_from_the_learned_head_to_the_retrained(examples, forget
     assert near < 0.1 * far
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit(examples, forget, tmp_path):
     method = langevin_head(**COMMON, radius=1.0)
     begin = method.init(KEY, None, examples, forget)

@@ -117,6 +117,7 @@ def test_rotation_depends_on_distance_alone():
     assert score(7, 4) != pytest.approx(score(7, 5), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_parameters():
     model, weights = made(dtype=jnp.bfloat16)
     exact, _ = made()

@@ -151,6 +151,7 @@ def flat(info):
     return jax.tree.map(lambda values: np.asarray(values).reshape(-1, *values.shape[2:]), info)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_pass", "how"), [(3, {}), (2, {"mask": MASK, "perturbation": SHIFT})])
 def test_passes_are_the_steps_of_scan(per_pass, how):
     for first in (0, 2):  # 12 or 7 in batches of 5: the last is filled up
@@ -177,6 +178,7 @@ def used(monkeypatch):
     return starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "how", "starts"), [(6, {}, [0, 2]), (4, {"mask": MASK, "perturbation": SHIFT}, [0, 2, 4])])
 def test_run_over_whole_passes_is_scan(used, every, how, starts):
     calls = []

@@ -178,6 +178,7 @@ def by_hand(params, fixed, x):
     return x, moments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [models.from_linen(Deep()), models.from_nnx(DeepNnx)], ids=["linen", "nnx"])
 def test_recalibrated_statistics_are_those_of_the_fixed_images_under_the_noise(model):
     w = jax.jit(model.init)(KEY, MANY)

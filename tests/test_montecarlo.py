@@ -80,6 +80,7 @@ def counted():
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*WAYS[-2:], {"strategy": "auto", "every": 13}, {"strategy": "auto", "width": 8}])
 def test_counts_are_equal_to_the_bit_however_they_are_made(counted, how):
     one_by_one = counted(strategy="map")
@@ -233,6 +234,7 @@ def clocked(*seconds, metric=metric, **how):
     return found, len(read) // 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tuned")
 def test_calibration_keeps_the_fastest_width():
     # one draw, 128 of them one by one (the best of three), 8 at once, 32 at once; 128 at once could take 10 seconds
@@ -276,6 +278,7 @@ def heavy(params, data):  # 5,000 numbers to hold, 20 KB
     return jnp.sort(jnp.sin(params["a"][0] * jnp.arange(5_000.0)))[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tuned")
 def test_calibration_keeps_to_its_memory():
     found, runs = clocked(0.001, *[0.128] * 3, metric=heavy, memory=0)

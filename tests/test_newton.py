@@ -368,6 +368,7 @@ def test_bad_corrections(regression, corrected, changed, how, message):
 # --- a network with running statistics ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frozen_statistics_travel_with_the_network(toy):
     data, _ = toy
     rng = np.random.default_rng(4)

@@ -110,6 +110,7 @@ def test_what_is_released(sigma):
     assert np.isfinite(gone).all()
 
 
+@pytest.mark.slow
 def test_no_noise_rounds_nothing():
     params = jnp.asarray(np.random.default_rng(0).normal(size=100), jnp.float32)
     np.testing.assert_array_equal(noise.add(KEY, params, 0.0), params)

@@ -192,6 +192,7 @@ def test_the_law_of_the_noise(toy, forget):
     assert abs(np.corrcoef(other, noise[0])[0, 1]) < 5 / SIDE
 
 
+@pytest.mark.slow
 def test_noise_on_every_leaf_and_none_shared(toy, forget):
     method = descent(clip_init=50.0, sigma=0.2)
     begun = begin(method, toy, forget)
@@ -245,6 +246,7 @@ def test_model_clipping_by_hand(toy, forget):
     np.testing.assert_allclose(flat(lost.weights.params), c, atol=1e-6)  # some point of the ball
 
 
+@pytest.mark.slow
 def test_noise_of_model_clipping_comes_after_the_clip(toy, forget):
     how = {"lr": 0.1, "clip_init": 2.0, "clip_model": 0.5, "batch": 18}
     method = unlearn.noisy_model_clipping(MODEL, sigma=0.3, sigma_init=0.7, **how)
@@ -306,6 +308,7 @@ def run(method, weights, data, forget, *, steps=4):
 METHODS = ["descent", "model clipping"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_forgotten_examples_are_never_looked_at(toy, forget, normed, name):
     clean, info = run(every_method(name), normed, toy, forget)

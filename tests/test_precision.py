@@ -126,6 +126,7 @@ def test_noise_reaches_the_metric_whole():
     np.testing.assert_array_equal(low, high)
 
 
+@pytest.mark.slow
 def test_recovery_and_random_search_act_in_float32():
     def recovered(params):
         return audit.recover(MODEL, Weights(params, ()), ROWS, ROWS, KEY, radius=0.5, epochs=2, batch=8)
@@ -165,6 +166,7 @@ def apply_model(params, x):
     return MODEL.apply(Weights(params, ()), x)
 
 
+@pytest.mark.slow
 def test_curvature_of_half_precision():
     def measured(params):
         product = curvature.operator(apply_model, params, ROWS, batch=24)

@@ -72,6 +72,7 @@ def alternate(data, mask, tx, *, steps, **how):
     return jax.jit(functools.partial(loop.scan, method, steps=steps))(jax.random.key(1), start, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["sample", "class"])
 def test_two_rounds_equal_a_naive_loop_over_images(toy, granularity):
     # Full batches, so that the learner's shuffling does not matter; the published inner steps are 20 and 1.
@@ -88,6 +89,7 @@ def test_two_rounds_equal_a_naive_loop_over_images(toy, granularity):
     assert float(info["error"][-1]) > 0  # else the comparison would be empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("granularity", "batch"), [("sample", 8), ("class", 10), ("class", 8)])
 def test_batches_of_the_pass_at_frozen_weights(toy, granularity, batch):
     # 8 does not divide 20: the last, short batch must weigh its own examples only.

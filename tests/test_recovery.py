@@ -82,6 +82,7 @@ def test_default_optimiser_clips_decays_and_has_momentum():
         position = position - 0.01 * velocity
 
 
+@pytest.mark.slow
 def test_published_rate_falls_by_a_cosine_after_every_epoch(digits, forgetful):
     epochs, steps = 5, 3
     rates = [0.01 * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs) for _ in range(steps)]
@@ -106,6 +107,7 @@ def test_published_rate_falls_by_a_cosine_after_every_epoch(digits, forgetful):
             recovered(digits, forgetful, hints=hints, **wrong)
 
 
+@pytest.mark.slow
 def test_curves_of_the_ball_and_the_sphere(digits, forgetful):
     told = []
     small = recovered(digits, forgetful, radius=0.8, after=lambda epoch, value: told.append((epoch, value)))
@@ -127,6 +129,7 @@ def test_curves_of_the_ball_and_the_sphere(digits, forgetful):
     assert small.statistics == "frozen"
 
 
+@pytest.mark.slow
 def test_only_hints_are_attacked_with(digits, forgetful):
     train, test = digits
     hints = np.arange(len(train.y)) % 10 == 3
@@ -228,6 +231,7 @@ def plain(found):
     return {name: value for name, value in dataclasses.asdict(found).items() if name not in ("accuracy", "distance")}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_the_recovery_of_each(few, attacked, usual):
     told = []
     one_by_one, ends = swept(few, attacked, width=1, after=lambda epoch, found: told.append((epoch, found.tolist())))
@@ -271,6 +275,7 @@ def test_no_lane_leaves_its_ball_in_any_epoch(few, attacked, usual):
         assert 2 * RADII[0] < large.distance[1] < 0.99 * RADII[1]  # and this does not, at first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["ball", "sphere"])
 def test_only_some_leaves_move(few, attacked, shape):
     found, ends = swept(few, attacked, only="^head$", shape=shape)
@@ -301,6 +306,7 @@ def test_a_broken_attack_is_named(few, attacked):
         swept(few, [attacked[0], broken])
 
 
+@pytest.mark.slow
 def test_sphere_is_the_published_attack():
     rng = np.random.default_rng(4)
     data = sets.make(rng.uniform(size=(12, 2, 2, 1)).astype(np.float32), rng.integers(0, 3, 12))

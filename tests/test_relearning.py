@@ -50,6 +50,7 @@ def points(start, draws):
         yield w + 1.5 * way / np.linalg.norm(way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["map", "vmap"])
 def test_random_search_is_the_loop_over_its_draws(digits, start, strategy):
     data, evaluation = digits
@@ -75,6 +76,7 @@ def told_by(question):
 PAIR = {"a": np.linspace(-1, 1, 30, dtype=np.float32), "b": np.ones((2, 3), np.float32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [None, "^a$"])
 @pytest.mark.parametrize("yes", [True, False])
 def test_all_points_lie_on_the_sphere(only, yes):
@@ -132,6 +134,7 @@ def relearned(digits, start, goal, **how):
     return audit.relearn(linear(), start, *digits, KEY, goal=goal, **how)
 
 
+@pytest.mark.slow
 def test_a_goal_that_is_not_reached_leaves_the_whole_curve(digits, start, curve):
     told = []
     found = relearned(digits, start, 1.0, after=lambda done, accuracy: told.append((done, accuracy)))

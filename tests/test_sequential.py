@@ -97,6 +97,7 @@ def test_evidence_is_the_integral_of_the_likelihood_ratio(level, alpha, spare):
             assert (found.draws, found.exceedances) == (n, exceeds[:n].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "alpha", "spare"), [(0.7, 0.2, 0.0), (0.7, 0.2, 0.6), (0.5, 0.125, 0.0)])
 def test_errors_over_all_paths_are_at_most_alpha(level, alpha, spare):
     length = 10

@@ -127,6 +127,7 @@ def test_folds_refuses(wrong):
 # --- training ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_groups_are_of_equally_many_examples(trained):
     assert [group.rows.tolist() for group in trained] == GROUPS
     for group in trained:
@@ -140,6 +141,7 @@ def test_in_one_vmap_as_one_by_one(trained, alone):
     assert tree.distance(alone[0].params, alone[1].params) > 1  # else closeness would say little
 
 
+@pytest.mark.slow
 def test_width_one_is_the_scan(alone):
     found = list(shadows(width=1))
     assert [group.rows.tolist() for group in found] == [[0], [1], [3], [4], [6], [2], [5]]
@@ -173,6 +175,7 @@ def test_a_loss_that_is_no_number_names_its_model():
         list(shadows(poisoned, chosen, skip=[0]))
 
 
+@pytest.mark.slow
 def test_convolutions_and_their_statistics():
     random = np.random.default_rng(0)
     data = sets.make(random.random((24, 8, 8, 1), np.float32), np.arange(24) % 3)
@@ -241,6 +244,7 @@ def some(count, *at):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("common", [True, False])
 def test_unlearned_together_as_one_by_one(trained, alone, common):
     pair = audit.Group(np.array([0, 1]), rows(trained[0].weights, 0, 1))  # two halves: four examples of each are eight
@@ -384,6 +388,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_calibrate_keeps_the_fastest(monkeypatch):
     def found(*seconds):  # of a step of one network
         tried = (1, 8, 32)
@@ -449,6 +454,7 @@ def on_four():
     return subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_scores_of_one(on_four):
     assert "shadows" in on_four.stdout.split(), on_four.stderr[-2000:]
 

@@ -43,6 +43,7 @@ def known(radius, name):
 quadratic = functools.partial(sharpness.sal, bowl, PARAMS, DATA, loss=itself, batch=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["normalized", "one_step"])
 @pytest.mark.parametrize("width", [1, 3])
 def test_two_sides_of_a_quadratic(solver, width):
@@ -57,6 +58,7 @@ def test_two_sides_of_a_quadratic(solver, width):
     assert not found.stalled
 
 
+@pytest.mark.slow
 def test_quadratic_model_and_diagonal_of_a_quadratic():
     found = quadratic(solver="hvp", radius=0.1)
     sampled = quadratic(solver="hvp", radius=0.1, probes=3, key=KEY)

@@ -69,6 +69,7 @@ def test_distances_with_controls_and_landscapes(root, tmp_path, capsys):
     assert accuracy > values["sal"]["ball"]["labels"][-1]["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_alone_on_other_data_and_in_mixed_mode(root, tmp_path):
     assert asked(root, tmp_path / "a", "--on", "test", "--solver", "one_step", source="short") == 0
     done = result(tmp_path / "a")

@@ -109,6 +109,7 @@ def test_published_picks_need_fewer_positions():
 # --- linear patches ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_patches_are_linearly_separable():
     data = images(400, (16, 16, 3), classes=5)
     noise = floats(patterns.linear_patches(KEY, data, classes=5)).reshape(400, -1)
@@ -171,6 +172,7 @@ def test_a_class_filter_is_blind_to_its_own_noise_only():
     assert (table[np.tril_indices(classes, -1)] > 5.0).all()  # later classes were chosen by this; 10 on one run each
 
 
+@pytest.mark.slow
 def test_raster_scan_equals_two_loops():
     weights = np.array(patterns.coefficients(jax.random.key(5), 1, 2))[0]
     top, left = (np.array(part) for part in patterns._edges(jax.random.key(6), (7, 5), 2))
@@ -247,6 +249,7 @@ def test_fresh_runs_of_accepted_processes_rarely_exceed_the_norm():
 # --- filters -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "side"), [((16, 12, 3), 3), ((9, 7, 1), 5), ((5, 5, 3), 1)])
 def test_filters_equal_a_naive_convolution(shape, side):
     data = images(shape=shape)

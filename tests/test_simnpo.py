@@ -46,6 +46,7 @@ def by_hand(answers, beta, gamma, forget, retain):
     return GIVEN - RATE * total, {name: np.mean(each) for name, each in values.items()}
 
 
+@pytest.mark.slow
 def test_sequences():
     """Tokens that do not count change nothing, and a long answer weighs as much as a short one."""
     how = {"beta": 1.3, "gamma": 0.2, "forget": 0.6, "retain": 0.5}

@@ -112,6 +112,7 @@ def test_what_a_stream_refuses(folder, tmp_path):
 # --- training on it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "net",
     [

@@ -156,6 +156,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path, data, victim, capsys):
     process.wait()
 
 
+@pytest.mark.slow
 def test_deletions_wait_for_who_is_at_work(tmp_path, data, capsys):
     sisa = ("sisa", "--data", data, "--model", "mlp", "--shards", 2, "--slices", 1, "--epochs", 2, "--run", tmp_path / "s")
     assert inside(*sisa) == 0

@@ -206,6 +206,7 @@ def test_scrub_goes_back_to_the_epoch_that_errs_as_on_test_images(root):
     assert 1 - values["held_out_error"] == pytest.approx(values["history"][-1]["Dut"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_forgetting_more_forgets_the_union(root, capsys):
     assert unlearned(root, "finetune") == 0
     more = ("--method", "finetune", "--epochs", 1)
@@ -281,6 +282,7 @@ NOISY = ("--method", "noisy", "--epochs", 1, "--steps", 2, "--epsilon", 2, "--fo
 ONCE = ("--method", "output-noise", "--epochs", 1, "--forget-class", 0)
 
 
+@pytest.mark.slow
 def test_noise_is_secret_and_fresh_unless_its_seed_is_given(root, monkeypatch):
     seen = []
     resumable = runs.resumable
