@@ -238,6 +238,7 @@ def test_a_platform_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
 
 # --- signals and streams -----------------------------------------------------------------------------------------
 
+HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # the tests may run where it is ignored
 AT_WORK = "from dememo_jax.cli import interrupts; interrupts.end_at_once(130, 'stopped'); print('ready', flush=True); "
 
 
@@ -247,14 +248,16 @@ AT_WORK = "from dememo_jax.cli import interrupts; interrupts.end_at_once(130, 's
 )
 def test_interrupts_end_in_one_sentence(often, work):
     """Also where the main thread is inside compiled code, and runs no handler of Python's."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", AT_WORK + work], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "ready\n"
-    for _ in range(often):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
-    _, said = process.communicate(timeout=30)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", HEARD + AT_WORK + work], cwd=ROOT, **pipes)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(often):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == cli.INTERRUPTED
     assert said == "stopped"
 
