@@ -42,10 +42,11 @@ def _logits(apply, params, x, *, batch):
 
 
 def correct(apply: Apply, params: Params, data: Dataset, *, batch: int | None = None) -> Array:
-    """1.0 where the network is right, [N].
+    """1.0 where the network is right, NaN where its logits name no class (`answers`), else 0.0: [N].
 
-    Outside jit, raises BadInput for labels that the network has no output for, and NonFinite where it answers with NaN or
-    infinity: it would be right nowhere, which looks like forgetting.
+    A network that answers with NaN would be right nowhere, which looks like forgetting. Outside jit, raises NonFinite for
+    such answers, and BadInput for labels that the network has no output for. Under jit nothing can be raised: the NaN goes
+    on into every sum and mean, and `montecarlo.scores` raises NonFinite for the draw.
     """
     found = logits(apply, params, data.x, batch=batch)
     check_outputs(data, found.shape[-1])
@@ -60,7 +61,9 @@ def check_outputs(data: Dataset, outputs: int) -> None:
         values.check_outputs(int(np.asarray(data.y).max()), outputs)
 
 
-_right = jax.jit(losses.correct)  # one program where it is called outside of one
+@jax.jit  # one program where it is called outside of one
+def _right(logits: Array, labels: Array) -> Array:
+    return jnp.where(answers(logits), losses.correct(logits, labels), jnp.nan)
 
 
 @jax.jit
@@ -89,7 +92,8 @@ def accuracy(apply: Apply, params: Params, data: Dataset, *, batch: int | None =
 def group_correct(apply: Apply, params: Params, data: tuple[Dataset, Array], *, batch: int | None = None) -> Array:
     """How many examples of each of the masks [G, N] that come with the data the network gets right: [G], one pass for all.
 
-    Counts, since whole numbers are exact however a program is compiled; their shares are not.
+    Counts, since whole numbers are exact however a program is compiled; their shares are not. NaN for a mask with an example
+    on which the network names no class.
     """
     examples, masks = data
     return jnp.where(masks, correct(apply, params, examples, batch=batch), 0.0).sum(axis=-1)

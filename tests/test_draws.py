@@ -203,6 +203,44 @@ def moving(**how):
     return certify.cloud_of(moved, PARAMS, PARAMS, KEY, groups=tree.names(PARAMS), **how)
 
 
+NAMELESS = 7  # the one image of class 1 that the network below cannot name
+
+
+def overflowing(params, x):
+    """A network whose answer to one image is NaN where the noise has moved the first bias up."""
+    bad = (jnp.arange(len(x)) == NAMELESS) & (params["bias"][0] > 0.3)
+    return jnp.where(bad[:, None], jnp.sqrt(-1.0 - jnp.abs(params["head"][0])), network(params, x))
+
+
+def biases(draws):
+    return [0.1 + 0.4 * float(jax.random.normal(jax.random.fold_in(KEY, i), (21,))[0]) for i in range(draws)]
+
+
+@pytest.mark.parametrize("strategy", ["map", "vmap"])
+def test_a_draw_whose_network_names_no_class_is_no_forgetting(strategy, whole):
+    worst = next(i for i, bias in enumerate(biases(12)) if bias > 0.3)
+    assert worst > 0
+    found = certify.draw(clouded(overflowing, batch=60), draws=worst, strategy=strategy)  # those before it are as ever
+    np.testing.assert_array_equal(found.scores, whole.scores[:worst])
+    for groups in (None, {"class 1": np.arange(60) % 3 == 1}):
+        with pytest.raises(NonFinite, match=f"draw {worst} is not finite"):
+            certify.draw(clouded(overflowing, groups=groups, batch=60), draws=12, strategy=strategy)
+    other = clouded(overflowing, groups={"class 0": np.arange(60) % 3 == 0}, batch=60)  # of its images it names all
+    assert np.isfinite(certify.draw(other, draws=12, strategy=strategy).scores).all()
+
+
+def nowhere(params, x):
+    return network(params, x) + jnp.where(params["bias"][0] == PARAMS["bias"][0], 0.0, jnp.nan)  # at the centre all is well
+
+
+@pytest.mark.parametrize("images", [None, 30])
+def test_noisy_networks_without_answers_certify_nothing(images):
+    with pytest.raises(NonFinite, match="draw 0 is not finite"):
+        certify.depth(nowhere, PARAMS, DATA, KEY, sigma=0.4, eta=(0.01,), draws=200, images=images)
+    with pytest.raises(NonFinite, match="draw 0 is not finite"):
+        certify.ask(clouded(nowhere, images=images), tau=0.5, eta=(0.01,), most=200)
+
+
 def test_only_some_leaves_get_noise():
     found = certify.draw(moving(sigma=0.4, only="^head$"), draws=5)
     assert found.groups == ("bias", "head")

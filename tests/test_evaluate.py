@@ -99,7 +99,27 @@ def test_a_network_without_answers_is_no_network_that_forgot():
     for bad in (jnp.nan, jnp.inf):
         with pytest.raises(NonFinite, match="1 of 4"):
             evaluate.accuracy(apply, bad, data)
-        assert jax.jit(lambda bad: evaluate.accuracy(apply, bad, data))(bad) == 0.75  # under jit nothing is known
+        assert np.isnan(jax.jit(lambda bad: evaluate.accuracy(apply, bad, data))(bad))  # under jit nothing can be raised
+
+
+ROWS = {  # logits of three classes, and whether the second is the answer; None: there is none
+    "masked": ((-np.inf, 1.0, 0.0), True),
+    "masked label": ((0.0, -np.inf, 1.0), False),
+    "NaN of the label": ((0.0, np.nan, 1.0), None),
+    "NaN of another": ((0.0, 2.0, np.nan), None),
+    "infinite label": ((0.0, np.inf, 1.0), None),
+    "infinite other": ((0.0, 1.0, np.inf), None),
+    "all masked": ((-np.inf,) * 3, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_that_name_no_class_are_neither_right_nor_wrong(dtype):
+    rows, right = zip(*ROWS.values())
+    data = Dataset(jnp.zeros((len(rows), 1)), jnp.ones(len(rows), jnp.int32), jnp.arange(len(rows)))
+    masks = np.concatenate([np.eye(len(rows), dtype=bool), np.ones((1, len(rows)), bool), [[True, True, *[False] * 5]]])
+    counts = jax.jit(lambda rows: evaluate.group_correct(lambda rows, x: rows, rows, (data, masks)))(jnp.asarray(rows, dtype))
+    np.testing.assert_array_equal(counts, [*(np.nan if r is None else r for r in right), np.nan, 1])
 
 
 def test_no_examples_have_no_accuracy():

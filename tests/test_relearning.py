@@ -296,3 +296,17 @@ def test_a_certificate_holds_within_its_radius_and_not_far_beyond():
 def test_smoothed_refuses(wrong):
     with pytest.raises(BadInput):
         smoothed(KEY, **wrong)
+
+
+def test_neighbours_without_answers_are_no_baseline(digits, start):
+    data, evaluation = digits
+
+    def apply(params, x):
+        away = params["w"][0, 0] != start.params["w"][0, 0]
+        return x.reshape(len(x), -1) @ params["w"] + jnp.where(away, jnp.nan, 0.0)
+
+    model = models.from_apply(lambda key, x: start.params, apply)
+    with pytest.raises(NonFinite, match="draw 0 is not finite"):
+        audit.random_search(model, start, data, evaluation, KEY, radius=1.5, draws=4)
+    with pytest.raises(NonFinite, match="draw 0 is not finite"):
+        audit.smoothed(apply, start.params, evaluation, KEY, sigma=0.1, draws=4)
