@@ -154,7 +154,7 @@ def test_audit_certify_and_report(root, tmp_path):
     certify = ("certify", "--from", root / "npo", "--draws", 100, "--eta", 0.01, "--sigma", 0.1, "--strategy", "map")
     assert inside(*certify, "--run", tmp_path / "c") == 0
     rows = result(tmp_path / "c")["values"]["certificates"]["this model"]["rows"]
-    assert {row["group"] for row in rows} == {"class 0", "test set"}
+    assert {row["group"] for row in rows} == {"class 0 (bad)", "test set"}
     assert all(row["upper"] is not None for row in rows)
     assert inside("report", root / "p", root / "npo", tmp_path / "a", tmp_path / "c", "--run", tmp_path / "page") == 0
     for folder in (root / "npo", tmp_path / "a"):
