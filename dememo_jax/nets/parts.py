@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from dememo_jax import convolution
@@ -31,9 +32,18 @@ def max_pool(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
+def pixel_mean(x: Array) -> Array:
+    """Mean [B, C] over the pixels of [B, H, W, C].
+
+    In bfloat16 behind a barrier: jax 0.12 on CPU fuses the mean with the block before it into a program that answers NaN.
+    """
+    x = jax.lax.optimization_barrier(x) if x.dtype == jnp.bfloat16 else x
+    return jnp.mean(x, axis=(1, 2))
+
+
 def head(x: Array, classes: int) -> Array:
     """Global average and a linear layer, in float32."""
-    return nn.Dense(classes)(jnp.mean(x, axis=(1, 2)).astype(jnp.float32))
+    return nn.Dense(classes)(pixel_mean(x).astype(jnp.float32))
 
 
 def check_stem(stem: str) -> None:

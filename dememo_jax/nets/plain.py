@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dememo_jax.nets.parts import Conv
+from dememo_jax.nets.parts import Conv, pixel_mean
 from dememo_jax.types import Array
 
 
@@ -33,7 +33,7 @@ class CNN(nn.Module):
         for i, width in enumerate(self.widths):
             x = Conv(width, (3, 3), strides=1 if i == 0 else 2, dtype=self.dtype)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x))
-        return _head(x.mean(axis=(1, 2)), self.classes, self.dtype)
+        return _head(pixel_mean(x), self.classes, self.dtype)
 
 
 def _head(x: Array, classes: int, dtype: Any) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from dememo_jax.nets.parts import check_stem, he, head, max_pool, norm
+from dememo_jax.nets.parts import check_stem, he, head, max_pool, norm, pixel_mean
 from dememo_jax.types import Array
 
 
@@ -57,7 +57,7 @@ class SqueezeBlock(nn.Module):
             x = conv(self.width, (1, 1), self.stride)(y)
         y = conv(self.width, (3, 3), self.stride, padding=1)(y)
         y = conv(self.width, (3, 3), padding=1)(nn.relu(bn()(y)))
-        gate = nn.relu(nn.Dense(self.width // 16, dtype=self.dtype)(y.mean(axis=(1, 2))))
+        gate = nn.relu(nn.Dense(self.width // 16, dtype=self.dtype)(pixel_mean(y)))
         gate = nn.sigmoid(nn.Dense(self.width, dtype=self.dtype)(gate))
         return x + y * gate[:, None, None]
 
