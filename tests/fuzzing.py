@@ -25,7 +25,7 @@ from dememo_jax import cli
 from dememo_jax.cli import quickstart
 from dememo_jax.cli.configs import COMMANDS
 
-SECONDS = 90.0  # that one input may take; the slowest that end take a tenth of it on an idle machine
+SECONDS = 300.0  # that one input may take; the slowest that end take ten on an idle machine
 
 
 class TooLong(BaseException):

@@ -1,5 +1,6 @@
 """Draws of a cloud: made in any pieces they are those of one run, and pieces of different clouds do not fit."""
 
+import functools
 from dataclasses import replace
 
 import flax.linen as nn
@@ -499,3 +500,12 @@ def test_sigma_that_is_no_number(sigma):
 def test_one_key_not_several():
     with pytest.raises(BadInput, match="one jax"):
         clouded(key=jax.random.split(KEY))
+
+
+def test_labels_without_an_output_and_groups_of_numbers_are_refused():
+    data = sets.make(np.full((6, 3), 0.5, np.float32), np.arange(6) % 5)
+    cloud = functools.partial(certify.cloud, lambda p, x: x @ p["w"], {"w": np.ones((3, 2), np.float32)}, data, KEY, sigma=0.1)
+    with pytest.raises(BadInput, match="2 outputs"):
+        cloud()
+    with pytest.raises(BadInput, match="group 'first' must be a mask"):
+        cloud(groups={"first": np.arange(6) % 2})

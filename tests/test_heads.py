@@ -509,3 +509,14 @@ def test_newton_steps_that_do_not_help_are_not_taken(rows, fitted):
     point = headsums.measured(problem, minimiser(x, y, np.ones(N, bool), LAM))
     after = headsums.descend(problem, point, target=0.0, most=10)
     assert after.residual <= point.residual
+
+
+def test_zeros_and_ones_are_no_indices_and_releases_are_counted():
+    """Rows 0 and 1 would go, and the release would promise that all of the class did."""
+    x, y = np.random.default_rng(0).normal(size=(40, 2)), np.arange(40) % 2
+    head = unlearn.certified_head(classes=2, lam=0.1, sigma=0.1)
+    state = head.fit(x, y)
+    with pytest.raises(BadInput, match="named twice"):
+        head.remove(state, x, y, (y == 1).astype(int))
+    with pytest.raises(BadInput, match="releases"):
+        unlearn.certified_head(classes=2, lam=0.1, sigma=0.1, releases=1.5)

@@ -244,7 +244,7 @@ REFUSED = {
     "length": ("train --run N --data R/films_train.tsv --model decoder --text.length 2", "leaves no room"),
     "form": ("train --run N --data R/films_train.tsv --model decoder --text.form x", "must hold {text} once"),
     "labels": ("train --run N --data R/films_train.tsv --model decoder --text.labels a b c", "3 words, and there are 2 labels"),
-    "same labels": ("train --run N --data R/films_train.tsv --model decoder --text.labels a a", "no text could tell"),
+    "same labels": ("train --run N --data R/films_train.tsv --model decoder --text.labels a a", "--text.labels names a twice"),
     "vocab": ("train --run N --data R/films_train.tsv --model decoder --text.vocab 9", "at least 257"),
     "tokenizer": ("train --run N --data R/films_train.tsv --model decoder --text.tokenizer R/p/config.json", "not a tokenizer"),
     "pad": ("train --run N --data R/films_train.tsv --model decoder --text.pad 1", "belongs to --text.tokenizer"),
@@ -279,9 +279,13 @@ def test_the_last_train_in_a_name_is_replaced(tmp_path):
 
 def test_words_for_texts_leave_flags_and_files_alone():
     plot = report.Plot("image-1", "Images seen", "image", "y", (("an image", (0.0,), (1.0,)),))
-    table = report.Table("t", ("images",), (("test image", 1, None),), "see --images")
+    table = report.Table("t", ("images", "count", "more"), (("test image", 1, None),), "see --images")
     said = texts.told(report.Section("s", "no image", (table,), (plot,), (("image.png", "image"),)))
-    assert (said.summary, said.tables[0].columns, said.tables[0].rows) == ("no text", ("texts",), (("test text", 1, None),))
+    assert (said.summary, said.tables[0].columns, said.tables[0].rows) == (
+        "no text",
+        ("texts", "count", "more"),
+        (("test text", 1, None),),
+    )
     assert said.tables[0].note == "see --images"
     assert (said.plots[0].name, said.plots[0].title, said.plots[0].series[0][0]) == ("image-1", "Texts seen", "a text")
     assert said.pictures == (("image.png", "image"),)

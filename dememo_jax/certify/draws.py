@@ -285,19 +285,21 @@ def _cast(weights, dtype):
 def _computed(network, params, data, precision: str) -> str:
     """The precision in words, or BadInput: decided by the types in which the network multiplies, not by that of its logits."""
     types = tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(params))
-    if precision == "as given":
-        return f"as given: {jnp.result_type(*types)}"
 
     def logits(params, x):
         given = params if precision == "float32" else _cast(params, jnp.float32)
         apply, weights, x = _ready(network, given, x, precision, types)
         return apply(weights, x)
 
+    made = jax.eval_shape(logits, params, data.x[:1])
+    evaluate.check_outputs(data, made.shape[-1])
+    if precision == "as given":
+        return f"as given: {jnp.result_type(*types)}"
     found = arithmetic.products(logits, params, data.x[:1])
     if precision == "bfloat16" and network[1] is not None:  # statistics are recomputed in float32, as part of the metric
         found = found[len(arithmetic.products(lambda p, x: network[1](_cast(p, jnp.float32)), params, data.x[:1])) :]
     found = [product for product in found if any(jnp.issubdtype(t, jnp.floating) for t in product.types)]  # no lookups
-    dtype = jax.eval_shape(logits, params, data.x[:1]).dtype
+    dtype = made.dtype
     if not found or precision == "float32":
         _refuse(dtype == jnp.dtype(precision), precision, f"gives {dtype} from {precision} weights and images")
     if not found:

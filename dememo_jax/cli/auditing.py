@@ -75,7 +75,7 @@ def _case(config: Audit) -> tuple[Case, dict[str, str]]:
 
 def _retrained(base: lineage.Trained, folder: Path, mask: np.ndarray) -> lineage.Trained:
     """The model that never saw the examples in question."""
-    other = lineage.retrained(base, folder)
+    other = lineage.retrained(base, folder, "--against")
     unseen = other.forget is not None and bool(other.forget[mask].all())
     require(unseen, f"--against {folder} was retrained with examples in question; it must have forgotten all of them")
     return other

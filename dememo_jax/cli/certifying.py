@@ -54,6 +54,8 @@ def certify_model(config: Certify) -> dict:
     if done := runs.begin(config.run, described, grows="draws"):
         return done
     earlier = _looks(config.run)
+    if not earlier and any((config.run / identity.DRAWS).glob("*/*")):
+        console.warn("there are draws and no result of them: if one was looked at and is missing, that look is not counted")
     drawn = {name: _draw(config, source, name) for name, source in clouds.items()}
     return _conclude(config, described, drawn, [*earlier, config.draws], _lengths(config, base, clouds[THIS]), started)
 

@@ -300,12 +300,12 @@ def companion(base: Trained, folder: Path, flag: str) -> Trained:
     return other
 
 
-def retrained(base: Trained, folder: Path) -> Trained:
-    """The --reference: a network trained anew on part of the very data that `base` saw."""
-    other = companion(base, folder, "--reference")
-    require(other.unlearned == "retrain", f"--reference {folder} must be a run of `dememo unlearn --method retrain`")
+def retrained(base: Trained, folder: Path, flag: str) -> Trained:
+    """What `flag` names: a network retrained on part of the very data that `base` saw."""
+    other = companion(base, folder, flag)
+    require(other.unlearned == "retrain", f"{flag} {folder} must be a run of `dememo unlearn --method retrain`")
     alike = all(base.trained[name] == other.trained[name] for name in ("source_digest", "protected_classes"))
-    require(alike, f"--reference {folder} was trained on other data, or on other protected classes")
+    require(alike, f"{flag} {folder} was trained on other data, or on other protected classes")
     return other
 
 

@@ -75,7 +75,7 @@ def unlearn_data(config: Unlearn) -> dict:
 
 def _retrained(base: lineage.Trained, folder: Path, forget: np.ndarray) -> lineage.Trained:
     """The model that never saw the forget set."""
-    other = lineage.retrained(base, folder)
+    other = lineage.retrained(base, folder, "--reference")
     same = other.forget is not None and np.array_equal(other.forget, forget)
     require(same, f"--reference {folder} was retrained without other examples than those to forget here")
     asked, there = base.trained["model"], other.trained["model"]

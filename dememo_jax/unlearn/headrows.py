@@ -62,6 +62,8 @@ def marked(forget: Any, count: int) -> np.ndarray:
     at = np.atleast_1d(asked).astype(np.int64)
     bad = at[(at < 0) | (at >= count)]
     require(not bad.size, f"example {bad[0] if bad.size else ''} does not exist: there are {count}, numbered from 0")
+    twice = len(np.unique(at)) < len(at)
+    require(not twice, "an example is named twice: give each index once, and zeros and ones as a mask, by .astype(bool)")
     mask = np.zeros(count, bool)
     mask[at] = True
     return mask

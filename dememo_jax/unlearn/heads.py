@@ -169,7 +169,8 @@ def certified_head(
     require(classes >= 2, f"classes must be at least 2, got {classes}")
     require(lam > 0 and math.isfinite(lam), f"lam must be positive and finite, got {lam}: without it a minimiser may not exist")
     require(sigma > 0 and math.isfinite(sigma), f"sigma must be positive and finite, got {sigma}")
-    require(releases >= 1, f"releases must be at least 1, got {releases}")
+    whole = isinstance(releases, int) and releases >= 1
+    require(whole, f"releases must be a whole number, at least 1; got {releases}")
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     mu = bounds.gdp_mu(epsilon, delta) / math.sqrt(releases)
     rules = _Rules(classes, lam, sigma, delta, releases, steps, mu)
