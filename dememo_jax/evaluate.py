@@ -106,6 +106,8 @@ def stack_groups(groups: Mapping[str, np.ndarray] | None, count: int) -> tuple[t
     for name, mask in groups.items():
         fits = np.shape(mask) == (count,) and np.asarray(mask).dtype == bool
         got = f"{np.asarray(mask).dtype} {list(np.shape(mask))}"
-        require(fits, f"group {name!r} must be a mask [{count}] of booleans; got {got}. Make zeros and ones a mask by .astype(bool)")
+        require(
+            fits, f"group {name!r} must be a mask [{count}] of booleans; got {got}. Make zeros and ones a mask by .astype(bool)"
+        )
         require(np.any(mask), f"group {name!r} has no examples, so it has no accuracy")
     return tuple(groups), np.stack([np.asarray(mask, bool) for mask in groups.values()])
