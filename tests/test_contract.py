@@ -132,7 +132,7 @@ def texts():
     return data.rows(np.random.default_rng(0).integers(1, 12, (24, 5)).astype(np.int32), np.arange(24) % 3)
 
 
-QUICK_ON_TEXT = ("train.sgd", "npo adapter")
+QUICK_ON_TEXT = ("npo adapter",)
 ALL_ON_TEXT = [f"{name}{kind}" for kind in ("", " adapter") for name in on_text(DECODER)]
 
 

@@ -234,7 +234,7 @@ def nowhere(params, x):
     return network(params, x) + jnp.where(params["bias"][0] == PARAMS["bias"][0], 0.0, jnp.nan)  # at the centre all is well
 
 
-@pytest.mark.parametrize("images", [None, 30])
+@pytest.mark.parametrize("images", [None, pytest.param(30, marks=pytest.mark.slow)])
 def test_noisy_networks_without_answers_certify_nothing(images):
     with pytest.raises(NonFinite, match="draw 0 is not finite"):
         certify.depth(nowhere, PARAMS, DATA, KEY, sigma=0.4, eta=(0.01,), draws=200, images=images)

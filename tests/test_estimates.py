@@ -46,6 +46,7 @@ def test_diagonal_is_exact_from_one_probe_of_a_diagonal_matrix():
     np.testing.assert_array_equal(flat(curvature.diagonal(operator(np.eye(P)), LIKE, KEY, probes=8).error), 0.0)
 
 
+@pytest.mark.slow
 def test_errors_are_what_theory_predicts():
     dense, probes = matrix(), 4000
     off = dense - np.diag(np.diag(dense))
@@ -59,6 +60,7 @@ def test_errors_are_what_theory_predicts():
     assert abs(float(found.value) - np.trace(dense)) < 5 * predicted
 
 
+@pytest.mark.slow
 def test_four_times_the_probes_halve_the_error():
     few, many = (flat(curvature.diagonal(operator(matrix()), LIKE, KEY, probes=n, width=50).error) for n in (500, 2000))
     np.testing.assert_allclose(few / many, 2.0, rtol=0.15)

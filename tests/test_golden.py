@@ -198,7 +198,7 @@ ON_TEXT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", some(ON_TEXT, ("simnpo adapter",)))
+@pytest.mark.parametrize("name", some(ON_TEXT, ()))
 def test_unlearning_on_text(answers, name):
     rows, weights, _ = answers
     found = on_text(name, weights, rows)

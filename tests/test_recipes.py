@@ -22,7 +22,7 @@ def made(name, key, data, mask):
     return SHORTCUTS[name][2](key, data, mask)
 
 
-QUICK = ("ntga", "ops", "random", "cuda", "ue-s sapa", "tue", "lsp", "ue-c", "lock")
+QUICK = ("ntga", "ops", "random", "cuda", "ue-s sapa", "tue", "lsp")
 
 
 @pytest.mark.parametrize("name", some([*RECIPES, *SHORTCUTS], QUICK))

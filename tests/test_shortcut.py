@@ -200,6 +200,7 @@ def test_autoregressive_noise_has_the_given_norm(norm, radius):
     assert (sizes <= expected).all()
 
 
+@pytest.mark.slow
 def test_the_search_ends():
     with pytest.raises(BadInput, match="of 4 processes"):
         patterns.coefficients(KEY, 4, separation=1e6, tries=6472)
@@ -237,6 +238,7 @@ def test_the_search_keeps_what_the_published_rule_keeps(size, channels):
             np.testing.assert_allclose(grown[c, 2:8, 2:8].ravel(), inner, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_fresh_runs_of_accepted_processes_rarely_exceed_the_norm():
     """Three runs passed; the chance of one more is high, though not one. By a loop in double precision."""
     rng, size = np.random.default_rng(3), (8, 8)
@@ -301,6 +303,7 @@ def test_noise_belongs_to_the_key_and_the_example(name):
     np.testing.assert_allclose(protected, np.clip(data.x + floats(noise), 0, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["patches", "processes"])
 def test_two_examples_of_a_class_get_two_draws(name):
     data = images()

@@ -195,6 +195,7 @@ def test_gap_is_the_mean_difference_to_the_retrained_model(root):
     assert f"gap to retraining {values['gap']:.3f}, in" in done["sections"][0]["summary"]
 
 
+@pytest.mark.slow
 def test_scrub_goes_back_to_the_epoch_that_errs_as_on_test_images(root):
     assert unlearned(root, "scrub") == 0
     values = result(root / "scrub")["values"]
@@ -230,6 +231,7 @@ def test_a_share_of_the_classes(root):
     assert [mask[y == c].sum() for c in range(10)] == [round(0.3 * (y == c).sum()) if c in (1, 5) else 0 for c in range(10)]
 
 
+@pytest.mark.slow
 def test_audit_and_certify_take_what_unlearn_left(root, tmp_path):
     assert unlearned(root, "noisy") == unlearned(root, "boundary-expand") == 0
     attack = ("--epochs", 1, "--radii", 0.1, "--against", root / "retrain")
