@@ -145,8 +145,7 @@ def test_contract_on_text(name, texts, tmp_path):
 
 
 QUICK = (
-    "train.sgd frozen", "audit.attack", "protect ue-s", "protect tue", "protect lock", "unlearn.npo", "unlearn.scrub",
-    "unlearn.exact_last_layers", "unlearn.boundary_expand", "unlearn.noisy_descent", "unlearn.output_perturbation",
+    "train.sgd frozen", "audit.attack", "protect ue-s", "protect tue", "unlearn.npo", "unlearn.scrub", "unlearn.noisy_descent",
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def shares(name, cell):
     return [value for row in rows for value in kinds.get(name, lambda row: row["accuracy"].values())(row)]
 
 
-@pytest.mark.parametrize("name", some(SCRIPTS, ("table14", "figure19", "figure09")))
+@pytest.mark.parametrize("name", some(SCRIPTS, ("table14",)))
 def test_smoke(folders, name):
     how, root = folders
     script, asked, count = SCRIPTS[name]

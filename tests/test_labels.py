@@ -51,6 +51,7 @@ def test_likelihoods_of_all_answers_sum_to_one():
     np.testing.assert_allclose(np.exp(model.apply(weights, X)).sum(axis=1) + np.exp(rest), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_generated():
     labels = ((3, 5), (7,))
     inner, _, weights = made(labels)

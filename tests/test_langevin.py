@@ -251,6 +251,7 @@ def test_noise_has_its_law(examples):
     assert np.abs(first - again).max() > sd / 2  # not the noise of learning once more
 
 
+@pytest.mark.slow
 def test_stationary_spread_of_a_long_run(examples):
     """Rows of zeros leave the quadratic weight_decay / 2 |w|^2: the sd of w settles where the recursion says."""
     zeros = examples._replace(x=jnp.zeros_like(examples.x))

@@ -39,6 +39,7 @@ def test_python_runs(capsys):
     assert re.fullmatch(r"\[\(0\.01, .*\), \(0\.05, .*\)\] [01]\.\d+\n", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_python_of_certification_runs(capsys):
     """The first block with a small network; the second is a whole program for a cluster, which test_processes runs."""
     code, _ = blocks("python", CERTIFICATION)
